@@ -1,0 +1,88 @@
+"""Decoding in worker processes: batch after batch for sets too large to hold, or all of them once for the others.
+
+What comes out does not depend on the number of workers: a worker only decodes the numbers that it is told.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from diffusion_cli.data.pictures import Decoded, Skipped, Streamed
+from diffusion_cli.errors import DataError
+
+CHUNK = 256  # pictures in one message of a worker when all are decoded
+
+
+@dataclass(frozen=True)
+class _Once:
+    """A list of batches as an object that a DataLoader can iterate."""
+
+    numbers: Iterator[list[int]]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.numbers)
+
+
+def decoded(images: Streamed, numbers: Iterator[list[int]]) -> Iterator[Decoded]:
+    """Each list of picture numbers, decoded, in order. Raises DataError when a worker dies."""
+    workers = min(images.workers, available_cores())
+    loader = DataLoader(images, batch_sampler=_Once(numbers), num_workers=workers, collate_fn=_as_it_is)
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that decodes pictures died (out of memory?); fewer may do: dataset.workers={workers // 2}. {error}"
+        ) from None
+
+
+def _as_it_is(batch: Decoded) -> Decoded:
+    return batch
+
+
+def available_cores() -> int:
+    """Cores this process may use: in a container or a Slurm job fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def mended(images: Streamed, batch: Decoded, skipped: dict[str, Skipped]) -> tuple[np.ndarray, list[int]]:
+    """uint8 [B, C, H, W] and the numbers, each bad picture replaced by the next good one; `skipped` grows by the bad ones.
+
+    Raises DataError when they are more than `max_bad` of the set.
+    """
+    ids = list(batch.ids)
+    for place, bad in batch.bad.items():
+        pixels, number, found = None, ids[place], bad
+        while found is not None:
+            skipped[found.name] = found
+            images.refuse(list(skipped.values()))
+            number = (number + 1) % len(images)
+            pixels, _, trouble = images.__getitems__([number])
+            found = trouble.get(0)
+        batch.images[place], ids[place] = pixels[0], number
+    return batch.images, ids
+
+
+def decode_all(images: Streamed) -> tuple[Tensor, np.ndarray, tuple[Skipped, ...]]:
+    """All pictures uint8 [K, C, H, W], the numbers of the K that could be read, and the others.
+
+    Raises DataError when the others are more than `max_bad`.
+    """
+    count = len(images)
+    chunks = (list(range(first, min(first + CHUNK, count))) for first in range(0, count, CHUNK))
+    # a process takes longer to start than a thousand pictures to decode
+    batches = decoded(images, chunks) if count > 4 * CHUNK else map(images.__getitems__, chunks)
+    pixels, good, skipped = torch.empty(images.shape, dtype=torch.uint8), np.ones(count, dtype=bool), []
+    for batch in batches:
+        pixels[batch.ids[0] : batch.ids[-1] + 1] = torch.from_numpy(batch.images)
+        skipped += batch.bad.values()
+        good[[batch.ids[place] for place in batch.bad]] = False
+    images.refuse(skipped)
+    kept = np.flatnonzero(good)
+    return pixels[kept] if skipped else pixels, kept, tuple(skipped)

@@ -1,0 +1,140 @@
+"""DiT: a transformer over patches, told of time and class by shifts, scales and gates of its layer norms (adaLN-zero).
+
+    c  = embedding(time) + table[label];   shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = linear(silu(c))
+    x <- x + gate_1 * attention(norm(x) * (1 + scale_1) + shift_1)
+    x <- x + gate_2 *       mlp(norm(x) * (1 + scale_2) + shift_2)
+
+Peebles and Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2: S is width 384, depth 12, 6 heads; B is
+768, 12, 12; L is 1024, 24, 16; XL is 1152, 28, 16. The gates and the output start at zero, so a fresh network is the
+identity inside and answers 0. Cost grows with the square of the number of patches: patch size 4 is many times faster than 2.
+"""
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from diffusion_cli.models.network import Network
+from diffusion_cli.models.time_embedding import TimeEmbedding, sinusoids
+from diffusion_cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Rate
+
+TIME_WAVES = 256  # width of the sinusoids of time, the same for every size of the paper
+
+
+def positions(rows: int, width: int, device: torch.device) -> Tensor:
+    """[rows * rows, width] fixed 2-D sin-cos positions: half the channels say the column, half the row."""
+    waves = sinusoids(torch.arange(rows, dtype=torch.float32, device=device), width // 2, "sin_cos")  # [rows, width / 2]
+    column = waves[None, :, :].expand(rows, rows, -1)
+    row = waves[:, None, :].expand(rows, rows, -1)
+    return torch.cat([column, row], dim=-1).flatten(0, 1)  # [N, width]
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x [B, N, D]; shift, scale [B, D]."""
+    return x * (1 + scale[:, None, :]) + shift[:, None, :]  # [B, N, D]
+
+
+class Attention(nn.Module):
+    """[B, N, D] to the same: every patch reads every other one."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Channels stay side by side in memory: a transposed view of q, k, v misses the flash kernel of a CPU.
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).transpose(1, 3).unbind(2)  # each [B, heads, N, d]
+        return self.out(nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # [B, N, D]
+
+
+class DiTBlock(nn.Module):
+    """[B, N, D] and silu(c) [B, D] to [B, N, D]."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, mlp_width), nn.GELU(approximate="tanh"), nn.Dropout(dropout), nn.Linear(mlp_width, width)
+        )
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=1)  # each [B, D]
+        x = x + gate1[:, None, :] * self.attention(modulate(self.norm1(x), shift1, scale1))  # [B, N, D]
+        return x + gate2[:, None, :] * self.mlp(modulate(self.norm2(x), shift2, scale2))  # [B, N, D]
+
+
+class DiT(Network):
+    """patch_size: pixels along a patch's side. mlp_ratio: hidden width of the MLP over the width. dropout: in the MLP.
+
+    ValueError: patches that do not tile the picture, heads that do not divide the width, a width no multiple of 4.
+    """
+
+    def __init__(
+        self,
+        channels: PositiveInt,
+        image_size: PositiveInt,
+        num_classes: NonNegativeInt,
+        patch_size: PositiveInt = 4,
+        width: PositiveInt = 128,
+        depth: PositiveInt = 8,
+        heads: PositiveInt = 4,
+        mlp_ratio: PositiveFloat = 4.0,
+        dropout: Rate = 0.0,
+    ):
+        super().__init__(channels, image_size, num_classes)
+        if image_size % patch_size != 0:
+            raise ValueError(
+                f"image_size is {image_size} and patch_size is {patch_size}: the size must be a multiple of the patch; "
+                f"choose another model.patch_size or dataset.size={-(-image_size // patch_size) * patch_size}"
+            )
+        if width % heads != 0:
+            raise ValueError(f"width is {width} and heads is {heads}: choose a width that is a multiple of heads")
+        if width % 4 != 0:
+            raise ValueError(f"width is {width}: positions in two dimensions need a multiple of 4")
+        self.patch_size = patch_size
+        self.rows = image_size // patch_size
+        self.patches_in = nn.Linear(channels * patch_size**2, width)
+        self.time_embedding = TimeEmbedding(TIME_WAVES, width)
+        self.class_embedding = self.class_table(width)
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, round(width * mlp_ratio), dropout) for _ in range(depth))
+        self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation_out = nn.Linear(width, 2 * width)
+        self.patches_out = nn.Linear(width, channels * patch_size**2)
+        self._initialise()
+
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+        c = self.time_embedding(time)  # [B, D]
+        labels = self.labels(x, cond)
+        if labels is not None:
+            c = c + self.class_embedding(labels)  # [B, D]
+        c = nnf.silu(c)  # [B, D]: once, for all blocks
+
+        p, rows = self.patch_size, self.rows
+        # Computed, not stored: a fixed table is no weight, and a buffer would be lost on the meta device.
+        place = positions(rows, self.patches_in.out_features, x.device)  # [N, D]
+        h = x.unflatten(3, (rows, p)).unflatten(2, (rows, p))  # [B, C, rows, p, rows, p]
+        h = h.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [B, N, C * p * p]
+        h = self.patches_in(h) + place  # [B, N, D]
+        for block in self.blocks:
+            h = block(h, c)  # [B, N, D]
+        shift, scale = self.modulation_out(c).chunk(2, dim=1)  # each [B, D]
+        h = self.patches_out(modulate(self.norm_out(h), shift, scale))  # [B, N, C * p * p]
+        h = h.unflatten(2, (-1, p, p)).unflatten(1, (rows, rows))  # [B, rows, rows, C, p, p]
+        return h.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # [B, C, H, W]
+
+    def _initialise(self) -> None:
+        """Glorot-uniform everywhere; 0.02 for the embeddings; zero for the modulations and the output."""
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.xavier_uniform_(part.weight)
+                nn.init.zeros_(part.bias)
+        nn.init.normal_(self.time_embedding.linear1.weight, std=0.02)
+        nn.init.normal_(self.time_embedding.linear2.weight, std=0.02)
+        if self.class_embedding is not None:
+            nn.init.normal_(self.class_embedding.weight, std=0.02)
+        for linear in [*(block.modulation for block in self.blocks), self.modulation_out, self.patches_out]:
+            nn.init.zeros_(linear.weight)

@@ -1,0 +1,52 @@
+"""What every network is: a function F(x, time, cond) of tensors, which knows nothing of schedules and predictions.
+
+    x     [B, C, H, W] float32   the noised picture, already scaled by c_in(t)
+    time  [B] float32            what the network is told of time, c_noise(t): 0..1000 for DDPM, log(sigma)/4 for EDM
+    cond  [B] int64 or None      labels; index num_classes is the null condition of classifier-free guidance
+                                 (Ho and Salimans 2022), and None means the null condition for the whole batch
+
+A constructor's first three arguments are facts that the data set states. All others are the keys of the config node, and
+their annotations are its schema.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Network(nn.Module, ABC):
+    """Base of all networks. channels, image_size: of the pictures (or latents); num_classes: 0 means unconditional."""
+
+    def __init__(self, channels: int, image_size: int, num_classes: int):
+        super().__init__()
+        self.channels = channels
+        self.image_size = image_size
+        self.num_classes = num_classes
+
+    @abstractmethod
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+        """F, in the shape of x. ValueError: labels given to a network without classes."""
+
+    def labels(self, x: Tensor, cond: Tensor | None) -> Tensor | None:
+        """[B] int64 with the null label in place of None; None for a network without classes, which refuses labels."""
+        if self.num_classes == 0 and cond is not None:
+            raise ValueError("labels were given but num_classes is 0: choose a data set with labels, or give cond=None")
+        if self.num_classes > 0 and cond is None:
+            return torch.full((len(x),), self.num_classes, dtype=torch.long, device=x.device)
+        return cond
+
+    def class_table(self, width: int) -> nn.Embedding | None:
+        """One learned vector for each class and, last, one for the null condition; None without classes."""
+        return nn.Embedding(self.num_classes + 1, width) if self.num_classes > 0 else None
+
+
+def check_halvings(image_size: int, halvings: int, reason: str, instead: str) -> None:
+    """ValueError unless the size can be halved so often. reason, instead: what asks for it and what would ask for less."""
+    factor = 2**halvings
+    if image_size % factor != 0:
+        nearest = -(-image_size // factor) * factor
+        raise ValueError(
+            f"image_size is {image_size} and {reason}: the size must be a multiple of {factor}; "
+            f"choose dataset.size={nearest} or {instead}"
+        )

@@ -1,0 +1,38 @@
+"""Time as a vector: sines and cosines of geometric frequencies, then two linear maps.
+
+    angle_i = time * 10000^(-i / (half - shift)),   i = 0 .. half - 1
+
+Vaswani et al. 2017, section 3.5, with time in place of position, as in Ho et al. 2020. Two habits are in use: DDPM's
+(sines first, shift 1: the last frequency is exactly 1/10000) and the one of later houses (cosines first, shift 0).
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Order = Literal["sin_cos", "cos_sin"]
+
+
+def sinusoids(number: Tensor, width: int, order: Order = "cos_sin", shift: int = 0) -> Tensor:
+    """[...] float32 to [..., width]; width is even. Whole numbers and fractions alike."""
+    half = width // 2
+    index = torch.arange(half, dtype=torch.float32, device=number.device)
+    angle = number[..., None] * torch.exp(index * (-math.log(10000) / (half - shift)))  # [..., half]
+    sin, cos = torch.sin(angle), torch.cos(angle)
+    return torch.cat([sin, cos] if order == "sin_cos" else [cos, sin], dim=-1)  # [..., width]
+
+
+class TimeEmbedding(nn.Module):
+    """[B] float32 to [B, out_width]: sinusoids, linear, SiLU, linear."""
+
+    def __init__(self, width: int, out_width: int, order: Order = "cos_sin", shift: int = 0):
+        super().__init__()
+        self.width, self.order, self.shift = width, order, shift
+        self.linear1 = nn.Linear(width, out_width)
+        self.linear2 = nn.Linear(out_width, out_width)
+
+    def forward(self, time: Tensor) -> Tensor:
+        waves = sinusoids(time.float(), self.width, self.order, self.shift)  # [B, width]
+        return self.linear2(nn.functional.silu(self.linear1(waves)))  # [B, out_width]

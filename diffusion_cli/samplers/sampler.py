@@ -1,0 +1,59 @@
+"""The contract of a sampler: a generator of states, so that progress bars, trajectories and previews cost nothing.
+
+A sampler walks down a grid of times 1 = t_0 > t_1 > ... > t_n = 0 (its own `grid`, `steps` moves). At each it asks
+x0 = denoise(x, t), and moves by schedule.transfer; higher orders correct x0 before the move. What wraps the question
+(guidance, clipping, inpainting) wraps `denoise`, never the sampler.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from diffusion_cli.ranges import PositiveInt
+from diffusion_cli.samplers.grids import Grid
+from diffusion_cli.schedules import Schedule
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], t [] -> x0 [B, C, H, W]
+Noise = Callable[[int], Tensor]  # number of the step -> fresh noise [B, C, H, W]
+
+
+class State(NamedTuple):
+    """Before move number `step`: x [B, C, H, W] at time t [] and the picture x0 foreseen there. After the last, x = x0."""
+
+    step: int
+    t: Tensor
+    x: Tensor
+    x0: Tensor
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """steps: moves from noise to data; grid: where they land; clip: keep each foreseen x0 within [-1, 1]."""
+
+    steps: PositiveInt
+    grid: Grid
+    clip: bool
+
+    def start(self, schedule: Schedule, noise: Tensor) -> Tensor:
+        """Where the walk begins: noise [B, C, H, W] of unit scale -> x at the grid's first time."""
+        return float(schedule.sigma(self.grid.times(self.steps, schedule)[0])) * noise
+
+    def walk(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[State]:
+        """States from x [B, C, H, W] at the grid's first time down to t = 0: steps + 1 of them."""
+        times = self.grid.times(self.steps, schedule)
+        ask = (lambda x, t: denoise(x, t).clamp(-1, 1)) if self.clip else denoise
+        yield from self.moves(ask, schedule, x, times, noise)
+
+    @abstractmethod
+    def moves(self, ask: Denoise, schedule: Schedule, x: Tensor, times: Tensor, noise: Noise) -> Iterator[State]:
+        """The rule itself: times [steps + 1] float64, falling to 0."""
+
+
+def last(states: Iterator[State]) -> State:
+    """Runs a walk to its end."""
+    for state in states:  # noqa: B007
+        pass
+    return state

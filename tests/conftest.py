@@ -1,0 +1,44 @@
+"""What every test shares: one thread, no network, examples that do not depend on how busy the machine is."""
+
+import os
+from pathlib import Path
+
+# Before torch is imported, and inherited by the commands that tests start: results to the bit need a fixed number of
+# threads, and several workers of pytest would fight over the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub fails at once, not after its retries
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+# deadline: a shared machine is slow now and then; derandomize: a red CI is red again when it is run again.
+settings.register_profile("house", deadline=None, print_blob=True, derandomize="CI" in os.environ)
+settings.load_profile("house")
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The root of the source tree."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data sets that lie beside the repository where they were laid; the test is skipped where they were not."""
+    folder = REPO.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside the repository")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m gpu` on a machine without one skips, so that the same command can stand in a script."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

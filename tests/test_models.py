@@ -1,0 +1,407 @@
+"""Every configs/model/*.yaml is built and asked for the promises of the contract; a new option is picked up by itself.
+
+Then the numbers that papers and tutorials state, and agreement with diffusers' UNet2DModel weight by weight.
+"""
+
+import inspect
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import nn
+
+from diffusion_cli import models
+from diffusion_cli.models.dit import positions
+from diffusion_cli.models.network import Network
+from diffusion_cli.models.time_embedding import sinusoids
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+OPTIONS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+PICTURES = {"mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 8)}
+TIMELESS = {"unet_basic"}  # networks that are not told the time
+NULL = 5  # the classes of the conditional networks here, and so the index of the null label
+
+every_option = pytest.mark.parametrize("option", OPTIONS)
+
+
+@lru_cache
+def node(option: str) -> dict:
+    """The option's YAML, with what it inherits, as a plain dict."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return OmegaConf.to_container(compose(overrides=[f"+model={option}"]).model)
+
+
+def make(option: str, channels: int, size: int, classes: int = 0, **changes) -> Network:
+    keys = {**node(option), **changes}
+    torch.manual_seed(0)
+    return getattr(models, keys.pop("_target_").rpartition(".")[2])(channels, size, classes, **keys)
+
+
+def stir(network: nn.Module, seed: int = 1) -> nn.Module:
+    """Away from the zeros of a fresh network, which hide what lies behind them."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def batch(channels: int, size: int, count: int = 2, seed: int = 2):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, channels, size, size, generator=generator)
+    return x, 1000 * torch.rand(count, generator=generator)
+
+
+def small(option: str, classes: int = 0) -> Network:
+    """The option at the smallest of the sizes that it takes, stirred and in evaluation mode."""
+    try:
+        return stir(make(option, 1, 8, classes)).eval()
+    except ValueError:
+        return stir(make(option, 1, 28, classes)).eval()
+
+
+# --- every option -----------------------------------------------------------------------------------------------------
+
+
+@every_option
+def test_yaml_states_every_key_and_says_what_it_is(option):
+    text = (CONFIGS / "model" / f"{option}.yaml").read_text()
+    first = text.splitlines()[0]
+    assert first.startswith("# ") and len(first) < 90
+    keys = node(option)
+    network = getattr(models, keys["_target_"].removeprefix("diffusion_cli.models."))
+    parameters = list(inspect.signature(network).parameters.values())
+    assert [p.name for p in parameters[:3]] == ["channels", "image_size", "num_classes"]
+    assert set(keys) - {"_target_"} == {p.name for p in parameters[3:]}
+    assert issubclass(network, Network)
+    assert all(p.annotation is not p.empty for p in parameters)
+
+
+@every_option
+@pytest.mark.parametrize("pictures", PICTURES)
+@pytest.mark.parametrize("classes", [0, NULL])
+def test_forward_and_backward_reach_everything(option, pictures, classes):
+    channels, size = PICTURES[pictures]
+    try:
+        network = stir(make(option, channels, size, classes))
+    except ValueError as refusal:  # a size that the network cannot halve: one line with the value and the way out
+        assert pictures != "cifar10", "every option takes 32x32"
+        assert re.fullmatch(rf"image_size is {size} and .+: the size must be a multiple of \d+; choose .+", str(refusal))
+        return
+    x, time = batch(channels, size)
+    cond = torch.tensor([1, NULL]) if classes else None
+    F = network(x, time, cond)
+    assert F.shape == x.shape and F.dtype == torch.float32 and F.isfinite().all()
+    F.square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, f"{name} is never used"
+
+
+@every_option
+def test_batch_independence(option):
+    network = small(option, NULL)
+    x, time = batch(1, network.image_size, count=3)
+    cond = torch.tensor([0, NULL, 2])
+    with torch.no_grad():
+        together = network(x, time, cond)
+        alone = torch.cat([network(x[i : i + 1], time[i : i + 1], cond[i : i + 1]) for i in range(3)])
+    assert (together - alone).abs().max() < 1e-5
+
+
+@every_option
+def test_labels(option):
+    network = small(option, NULL)
+    x, time = batch(1, network.image_size)
+    with torch.no_grad():
+        answers = [network(x, time, torch.full((2,), label)) for label in range(NULL + 1)]
+        unlabelled = network(x, time)
+    for i, answer in enumerate(answers):
+        for other in answers[:i]:
+            assert ((answer - other).abs().amax(dim=(1, 2, 3)) > 1e-5).all()
+    assert torch.equal(unlabelled, answers[NULL])
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        small(option)(x, time, torch.tensor([0, 1]))
+
+
+@every_option
+def test_time(option):
+    network = small(option)
+    x, _ = batch(1, network.image_size)
+    with torch.no_grad():
+        gap = (network(x, torch.tensor([3.0, 3.0])) - network(x, torch.tensor([4.0, 3.0]))).abs().amax(dim=(1, 2, 3))
+    assert gap[1] == 0
+    assert gap[0] == 0 if option in TIMELESS else gap[0] > 1e-5
+
+
+@every_option
+def test_channels_last_gives_the_same(option):
+    network = small(option)
+    x, time = batch(1, network.image_size)
+    with torch.no_grad():
+        plain = network(x, time)
+        last = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), time)
+    assert (plain - last).abs().max() < 1e-4 * plain.abs().max()
+
+
+@every_option
+def test_forward_draws_nothing(option):
+    """Dropout is the only user of the global generator."""
+    network = small(option)
+    x, time = batch(1, network.image_size)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        first, second = network(x, time), network(x, time)
+    assert torch.equal(first, second) and torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("option", ["unet_tiny", "dit"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_attention_reads_contiguous_channels(option, memory_format, monkeypatch):
+    """The flash kernel of a CPU asks that the last dimension of q, k and v be contiguous."""
+    seen = []
+    attention = nn.functional.scaled_dot_product_attention
+
+    def spy(q, k, v):
+        seen.extend([q, k, v])
+        return attention(q, k, v)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", spy)
+    x, time = batch(1, 8)
+    make(option, 1, 8)(x.to(memory_format=memory_format), time)
+    assert seen and all(tensor.stride(-1) == 1 for tensor in seen)
+
+
+# --- the U-Net of DDPM ------------------------------------------------------------------------------------------------
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_parameter_counts():
+    with torch.device("meta"):
+        assert parameters(make("unet", 3, 32)) == 35_746_307  # Ho et al. 2020: 35.7M
+        assert parameters(make("unet_basic", 1, 28)) == 309_057  # the course's own count
+        assert 1.5e6 < parameters(make("unet_small", 3, 32)) < 1.7e6
+        assert 3e5 < parameters(make("unet_tiny", 1, 8)) < 6e5
+        one, two = parameters(make("unet", 3, 32)), parameters(make("unet", 3, 32, 10))
+        assert two - one == 11 * 4 * 128  # ten classes and the null one
+
+
+def diffusers_unet(network: models.UNet, option: str, **changes):
+    """diffusers' network of the same shape."""
+    diffusers = pytest.importorskip("diffusers")
+    keys = {**node(option), **changes}
+    attend = [level in keys["attention_levels"] for level in range(len(keys["multipliers"]))]
+    return diffusers.UNet2DModel(
+        sample_size=network.image_size,
+        in_channels=network.channels,
+        out_channels=network.channels,
+        block_out_channels=tuple(keys["width"] * m for m in keys["multipliers"]),
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attend),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)),
+        layers_per_block=keys["blocks"],
+        attention_head_dim=keys["head_width"],
+        dropout=keys["dropout"],
+        norm_num_groups=keys["groups"],
+        norm_eps=keys["norm_eps"],
+        flip_sin_to_cos=keys["time_order"] == "cos_sin",
+        freq_shift=keys["time_shift"],
+        downsample_padding={"end": 0, "both": 1}[keys["downsample_padding"]],
+        num_class_embeds=network.num_classes + 1 if network.num_classes else None,
+    )
+
+
+RENAMES = [  # diffusers' names to ours, in this order
+    (r"^time_embedding\.linear_(\d)", r"time_embedding.linear\1"),
+    (r"^conv_norm_out", "norm_out"),
+    (r"^(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1.\2.blocks.\3.residual"),
+    (r"^(down|up)_blocks\.(\d+)\.attentions\.(\d+)", r"\1.\2.blocks.\3.attention"),
+    (r"^(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0", r"\1.\2.resize"),
+    (r"^mid_block\.resnets\.(\d)", r"mid.\1.residual"),
+    (r"^mid_block\.attentions\.0", "mid.0.attention"),
+    (r"\.conv_shortcut\.", ".shortcut."),
+    (r"\.time_emb_proj\.", ".time."),
+    (r"\.attention\.group_norm\.", ".attention.norm."),
+    (r"\.attention\.to_([qkv])\.", r".attention.\1."),
+    (r"\.attention\.to_out\.0\.", ".attention.out."),
+]
+
+
+def renamed(name: str) -> str:
+    for pattern, replacement in RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+@pytest.mark.parametrize("classes", [0, NULL])
+@pytest.mark.parametrize("size", [28, 32])
+@pytest.mark.parametrize("option", ["unet", "unet_attn", "unet2d"])
+def test_unet_is_diffusers_unet2d(option, size, classes):
+    """Same weights, same picture, same gradient; narrow, because the width changes no line of code."""
+    changes = {"width": 32, "multipliers": [1, 2, 2, 4] if size == 32 else [1, 2, 2]}
+    changes["attention_levels"] = [level for level in node(option)["attention_levels"] if level < len(changes["multipliers"])]
+    ours = make(option, 3, size, classes, **changes).eval()
+    theirs = stir(diffusers_unet(ours, option, **changes)).eval()
+    missing, unexpected = ours.load_state_dict({renamed(k): v for k, v in theirs.state_dict().items()}, strict=True)
+    assert not missing and not unexpected
+
+    x, time = batch(3, size)
+    labels = torch.tensor([2, NULL]) if classes else None
+    answers = []
+    for network in (ours, lambda *a: theirs(*a).sample):
+        leaf = x.clone().requires_grad_()
+        F = network(leaf, time, labels)
+        (F * x.flip(0)).sum().backward()
+        answers.append((F.detach(), leaf.grad))
+    for mine, other in zip(*answers, strict=True):
+        assert (mine - other).abs().max() < 1e-5 * max(1, other.abs().max())
+    assert answers[0][0].std() > 0.01  # two networks that answer 0 agree too
+
+
+def test_full_unets_have_the_shapes_of_diffusers():
+    for option, size in [("unet", 32), ("unet2d", 64)]:
+        with torch.device("meta"):
+            ours = make(option, 3, size)
+            theirs = diffusers_unet(ours, option)
+        shapes = {renamed(name): value.shape for name, value in theirs.state_dict().items()}
+        assert shapes == {name: value.shape for name, value in ours.state_dict().items()}
+
+
+def test_fresh_unet_answers_zero_and_its_blocks_are_the_identity():
+    network = make("unet_small", 3, 32).eval()
+    x, time = batch(3, 32)
+    assert network(x, time).abs().max() == 0
+    h = torch.randn(2, 64, 8, 8)
+    assert torch.equal(network.mid[0](h, torch.randn(2, 128)), h)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"width": 36}, "width is 36 and groups is 32"),
+        ({"attention_levels": [4]}, "attention_levels has 4 and multipliers has 4 levels"),
+        ({"head_width": 48}, "head_width is 48 and level 1 has 256 channels|head_width is 48 and level 3 has 256"),
+        ({"multipliers": []}, "multipliers is empty"),
+        ({"width": 33, "groups": 1}, "width is 33"),
+        ({"multipliers": [1, 1, 1, 1, 1, 1, 1]}, "image_size is 32 and multipliers has 7 levels.*dataset.size=64"),
+    ],
+)
+def test_unet_refuses_what_does_not_fit(changes, says):
+    with torch.device("meta"), pytest.raises(ValueError, match=says):
+        make("unet", 3, 32, **changes)
+
+
+def test_sinusoids_are_the_papers():
+    """DDPM's habit: sines first, frequencies from 1 to exactly 1/10000."""
+    waves = sinusoids(torch.tensor([0.0, 1.0, 250.5]), 8, "sin_cos", 1)
+    assert waves.shape == (3, 8)
+    assert torch.equal(waves[0], torch.tensor([0.0] * 4 + [1.0] * 4))
+    angle = 250.5 * 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 3)
+    expected = torch.cat([angle.sin(), angle.cos()])
+    assert (waves[2] - expected).abs().max() < 2e-5  # float32 of an angle of 250
+    flipped = sinusoids(torch.tensor([1.0]), 8, "cos_sin", 1)[0]
+    assert torch.equal(flipped, torch.cat([waves[1, 4:], waves[1, :4]]))
+
+
+# --- the tutorials' networks ------------------------------------------------------------------------------------------
+
+
+def test_basic_is_the_courses_network_between_two_changes_of_range():
+    network = make("unet_basic", 1, 28)
+    kernels = [(conv.in_channels, conv.out_channels, conv.kernel_size) for conv in [*network.down, *network.up]]
+    assert kernels == [(a, b, (5, 5)) for a, b in [(1, 32), (32, 64), (64, 64), (64, 64), (64, 32), (32, 1)]]
+    silu, conv2d = nn.functional.silu, nn.functional.conv2d
+    unit = torch.rand(2, 1, 28, 28)  # the course's pictures, in [0, 1]
+    d, u = ([(c.weight, c.bias) for c in half] for half in (network.down, network.up))
+    a = silu(conv2d(unit, *d[0], padding=2))
+    b = silu(conv2d(nn.functional.max_pool2d(a, 2), *d[1], padding=2))
+    c = silu(conv2d(nn.functional.max_pool2d(b, 2), *d[2], padding=2))
+    c = silu(conv2d(c, *u[0], padding=2))
+    c = silu(conv2d(c.repeat_interleave(2, 2).repeat_interleave(2, 3) + b, *u[1], padding=2))
+    c = silu(conv2d(c.repeat_interleave(2, 2).repeat_interleave(2, 3) + a, *u[2], padding=2))
+    assert (network(2 * unit - 1, torch.zeros(2)) - (2 * c - 1)).abs().max() < 1e-5
+
+
+def test_gated_has_the_tutorials_numbers():
+    network = make("unet_gated", 3, 32)
+    shapes = {name: tuple(value.shape) for name, value in network.named_parameters() if name.endswith("weight")}
+    assert shapes["time_linear.weight"] == (192, 1)
+    assert [shapes[f"down.{i}.conv_plain.weight"] for i in range(4)] == [(128, 3, 3, 3)] + 3 * [(128, 128, 3, 3)]
+    assert [shapes[f"up.{i}.conv_gated.weight"][:2] for i in range(4)] == [(128, 160)] + 3 * [(128, 256)]
+    assert shapes["bottom.0.weight"] == (128, 4 * 4 * 128 + 192)
+    assert shapes["bottom.3.weight"] == (4 * 4 * 32, 128)
+    assert shapes["conv_out.weight"] == (3, 128, 1, 1)
+    assert shapes["down.0.gate.weight"] == (128, 192)
+
+    sizes = []
+    for block in [*network.down, *network.up]:
+        block.register_forward_hook(lambda block, inputs, output: sizes.append(output.shape[-1]))
+    network(*batch(3, 32))
+    assert sizes == [32, 16, 8, 4, 4, 8, 16, 32]
+
+
+def test_gate_multiplies_and_norm_is_over_channels():
+    block = stir(make("unet_gated", 3, 32).down[1])
+    x, features = torch.randn(2, 128, 4, 4), torch.randn(2, 192).relu()
+    conv2d, relu = nn.functional.conv2d, torch.relu
+    gate = relu(features @ block.gate.weight.T + block.gate.bias)[..., None, None]
+    h = relu(conv2d(x, block.conv_gated.weight, block.conv_gated.bias, padding=1)) * gate
+    h = h + conv2d(x, block.conv_plain.weight, block.conv_plain.bias, padding=1)
+    h = (h - h.mean(1, keepdim=True)) / (h.var(1, unbiased=False, keepdim=True) + 1e-3).sqrt()
+    h = relu(h * block.norm.weight[:, None, None] + block.norm.bias[:, None, None])
+    assert (block(x, features) - h).abs().max() < 1e-5
+
+
+# --- the transformer --------------------------------------------------------------------------------------------------
+
+
+def test_fresh_dit_answers_zero_and_its_blocks_are_the_identity():
+    network = make("dit", 3, 32)
+    assert network(*batch(3, 32)).abs().max() == 0
+    h = torch.randn(2, 64, 128)
+    assert torch.equal(network.blocks[0](h, torch.randn(2, 128)), h)
+
+
+def test_dit_patches_keep_their_place():
+    """With the transformer silent and the two patch maps inverse to each other, a picture comes back as it was."""
+    network = make("dit", 2, 8, patch_size=4, width=32, depth=1)
+    with torch.no_grad():
+        network.patches_in.weight.copy_(torch.eye(32))
+        network.patches_out.weight.copy_(torch.eye(32))
+    network.norm_out = nn.Identity()
+    place = positions(2, 32, torch.device("cpu"))
+    network.patches_in.register_forward_hook(lambda linear, inputs, output: output - place)
+    x, time = batch(2, 8)
+    assert (network(x, time) - x).abs().max() < 1e-6
+    tokens = []
+    network.patches_in.register_forward_hook(lambda linear, inputs, output: tokens.append(inputs[0]))
+    network(x, time)
+    assert torch.equal(tokens[0][0, 1], x[0, :, :4, 4:].flatten())  # the second patch is the upper right one
+
+
+def test_dit_sees_where_a_patch_is():
+    """Without positions a transformer would answer swapped patches with swapped answers."""
+    place = positions(4, 32, torch.device("cpu"))
+    assert torch.cdist(place, place).fill_diagonal_(1).min() > 0.1
+    network = stir(make("dit", 1, 8, patch_size=4, width=32, depth=1), seed=3).eval()
+    x, time = batch(1, 8)
+    assert (network(x.roll(4, 3), time) - network(x, time).roll(4, 3)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"patch_size": 5}, "image_size is 32 and patch_size is 5.*dataset.size=35"),
+        ({"heads": 3}, "width is 128 and heads is 3"),
+        ({"width": 126, "heads": 2}, "width is 126"),
+    ],
+)
+def test_dit_refuses_what_does_not_fit(changes, says):
+    with torch.device("meta"), pytest.raises(ValueError, match=says):
+        make("dit", 3, 32, **changes)
