@@ -60,11 +60,15 @@ class Schedule(ABC):
         return self.alpha(t), self.sigma(t)
 
     def velocity(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(d alpha / dt, d sigma / dt) by forward differentiation; infinite where the schedule has a corner."""
-        one = torch.ones_like(t)
-        alpha = torch.func.jvp(self.alpha, (t,), (one,))[1]
-        sigma = torch.func.jvp(self.sigma, (t,), (one,))[1]
-        return alpha, sigma
+        """(d alpha / dt, d sigma / dt) by forward differentiation, in float64: near the ends float32 would leave no digit of it.
+
+        Where log_snr is infinite the formula is 0 times infinity; its limit is taken 1e-7 inside.
+        """
+        inside = t.double().clamp(1e-7, 1 - 1e-7 if self.reaches_zero else 1)
+        one = torch.ones_like(inside)
+        alpha = torch.func.jvp(self.alpha, (inside,), (one,))[1]
+        sigma = torch.func.jvp(self.sigma, (inside,), (one,))[1]
+        return alpha.to(t.dtype), sigma.to(t.dtype)
 
     def timestep(self, t: Tensor) -> Tensor:
         """What a network is told of t by default: the scale of 1000 steps that time embeddings are made for."""
@@ -225,7 +229,8 @@ class VP(VariancePreserving):
         return -torch.log(torch.expm1(integral))
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        integral = torch.nn.functional.softplus(-log_snr)  # log(1 + exp(-l))
+        end = (self.beta_min + self.beta_max) / 2  # of the integral, at t = 1
+        integral = torch.nn.functional.softplus(-log_snr).clamp(max=end)  # log(1 + exp(-l))
         rise = self.beta_max - self.beta_min
         return (2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * rise * integral))).clamp(max=1)
 
@@ -344,6 +349,9 @@ class Shifted(Schedule):
 
     def timestep(self, t: Tensor) -> Tensor:
         return self.base.timestep(t)
+
+    def times(self, steps: int) -> Tensor:
+        return self.base.times(steps)
 
     def noise(self, source: Source, stream: str, shape: tuple[int, ...]) -> Tensor:
         return self.base.noise(source, stream, shape)

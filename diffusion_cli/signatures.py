@@ -302,23 +302,31 @@ def check(node: object, base: str, path: str, given: Collection[str] = (), trust
     root = signature(base)
     if root.name not in found.lineage:
         return [f"{path}._target_ is {node['_target_']}: not a {root.name.rpartition('.')[2]}"]
+    return check_values(node, found, path, given, trust)
+
+
+def check_values(node: Mapping[str, object], found: Signature, path: str, given: Collection[str] = (), trust: Collection[str] = ()) -> list[str]:
+    """What is wrong with the values of a node as arguments of a class; path is "" at the root."""
     wrong = []
     free = {name: p for name, p in found.parameters.items() if name not in given}
-    short = found.name.rpartition(".")[2]
+    short, dot = found.name.rpartition(".")[2], f"{path}." if path else ""
     for key, value in node.items():
         if key == "_target_":
             continue
         if key not in free:
-            wrong.append(f"{path}.{key} is not an option of {short}: {did_you_mean(str(key), free)}")
+            wrong.append(f"{dot}{key} is not an option of {short}: {did_you_mean(str(key), free)}")
+        elif value == "???":
+            wrong.append(f"{dot}{key} is missing: write {dot}{key}=... ({free[key].kind})")
         elif isinstance(free[key].kind, Object) and free[key].kind.holds(value):
-            wrong += check(value, free[key].kind.base, f"{path}.{key}", trust=trust)
+            wrong += check(value, free[key].kind.base, f"{dot}{key}", trust=trust)
         elif not free[key].kind.holds(value):
-            wrong.append(f"{path}.{key} is {shown(value)}: it must be {free[key].kind}")
-    wrong += [f"{path}.{name} is missing: {short} needs it" for name, p in free.items() if p.required and name not in node]
+            wrong.append(f"{dot}{key} is {shown(value)}: it must be {free[key].kind}")
+    wrong += [f"{dot}{name} is missing: {short} needs it" for name, p in free.items() if p.required and name not in node]
     return wrong
 
 
 def shown(value: object) -> str:
     """A value as the command line writes it."""
-    words = {None: "null", True: "true", False: "false"}
-    return words.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)  # type: ignore[call-overload]
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

@@ -14,10 +14,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from diffusion_cli import models
+from diffusion_cli import models, signatures
 from diffusion_cli.models.dit import positions
 from diffusion_cli.models.network import Network
 from diffusion_cli.models.time_embedding import sinusoids
+from diffusion_cli.vision import mend_torchvision
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OPTIONS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
@@ -78,7 +79,17 @@ def test_yaml_states_every_key_and_says_what_it_is(option):
     assert [p.name for p in parameters[:3]] == ["channels", "image_size", "num_classes"]
     assert set(keys) - {"_target_"} == {p.name for p in parameters[3:]}
     assert issubclass(network, Network)
-    assert all(p.annotation is not p.empty for p in parameters)
+
+
+@every_option
+def test_the_signature_is_a_schema_that_is_read_without_torch(option):
+    def faults(keys: dict) -> list[str]:
+        return signatures.check(keys, "diffusion_cli.models.Network", "model", given=["channels", "image_size", "num_classes"])
+
+    keys = node(option)
+    assert faults(keys) == []
+    for key in set(keys) - {"_target_"}:
+        assert faults({**keys, key: "nonsense"}), f"{key} takes anything: its annotation cannot be read"
 
 
 @every_option
@@ -99,7 +110,8 @@ def test_forward_and_backward_reach_everything(option, pictures, classes):
     F.square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        assert parameter.grad.abs().sum() > 0, f"{name} is never used"
+        alone = size == 8 and re.search(r"\.[qk]\.", name)  # of a single pixel left, softmax is 1 whatever q and k are
+        assert alone or parameter.grad.abs().sum() > 0, f"{name} is never used"
 
 
 @every_option
@@ -195,6 +207,7 @@ def test_parameter_counts():
 
 def diffusers_unet(network: models.UNet, option: str, **changes):
     """diffusers' network of the same shape."""
+    mend_torchvision()
     diffusers = pytest.importorskip("diffusers")
     keys = {**node(option), **changes}
     attend = [level in keys["attention_levels"] for level in range(len(keys["multipliers"]))]

@@ -1,7 +1,9 @@
 """The house keeps its shape: imports point down, commands start without torch, nothing unpickles, the wheel is whole."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -66,8 +68,9 @@ def floor(module: str) -> int:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "diffusion_cli"])
 def test_imports_point_down(module: str) -> None:
-    up = [other for other in imported(module) if floor(other) > floor(module)]
-    assert not up, f"{module} (floor {floor(module)}) imports from a higher floor: {up}"
+    here = floor(module)
+    up = [other for other in imported(module) if floor(other) > here]
+    assert not up, f"{module} (floor {here}) imports from a higher floor: {up}"
     strange = [other for other in imported(module) if room(other) in STRANGERS.get(room(module), ())]
     assert not strange, f"{module} should not know {strange}"
 
@@ -192,3 +195,52 @@ def test_wheel_is_whole(tmp_path: Path) -> None:
     assert not [name for name in names if not name.startswith(("diffusion_cli/", "diffusion_cli-"))]
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
     assert set(PYPROJECT["project"]["scripts"]) <= set(re.findall(r"[\w-]+", archive.read(entry_points).decode()))
+
+
+@pytest.fixture
+def launch(tmp_path: Path):
+    """scripts/run.py in a tree of its own, where python only writes down how it was called; gives what pip was asked for."""
+    if os.name == "nt":
+        pytest.skip("the stand-in for python is a shell script")
+    root, calls = tmp_path / "a tree", tmp_path / "calls"
+    for folder in ("scripts", ".venv/bin"):
+        (root / folder).mkdir(parents=True)
+    for file in ("scripts/run.py", "pyproject.toml", "constraints.txt"):
+        shutil.copy(REPO / file, root / file)
+    fake = f'#!/bin/sh\necho "$@" >> "{calls}"\n[ ! -e "{tmp_path}/broken" ] || {{ echo no such wheel; exit 1; }}\n'
+    for name in ("python", "pytest", "ruff", "diffusion-train"):
+        (root / ".venv/bin" / name).write_text(fake)
+        (root / ".venv/bin" / name).chmod(0o755)
+
+    def run(*command: str) -> tuple[list[str], subprocess.CompletedProcess[str]]:
+        calls.write_text("")
+        done = subprocess.run([sys.executable, root / "scripts/run.py", *command], cwd=tmp_path, capture_output=True, text=True)
+        asked = calls.read_text().splitlines()
+        return [line.partition("-e ")[2] for line in asked if line.startswith("-m pip install -c constraints.txt")], done
+
+    run.root = root
+    return run
+
+
+def test_run_installs_once_and_only_what_is_needed(launch) -> None:
+    assert launch("diffusion-train", "trainer.steps=2")[0] == ["."]
+    assert launch("diffusion-train")[0] == []
+    assert launch("pytest", "-q")[0] == [".[test]"]
+    assert launch("diffusion-train")[0] == launch("pytest")[0] == []
+    assert launch("ruff")[0] == [".[dev]"]
+    assert launch("pytest")[0] == []
+    (launch.root / "constraints.txt").write_text("torch==2.14.0\n")
+    assert launch("diffusion-train")[0] == [".[dev]"], "a new pin renews all that was installed"
+    assert launch("diffusion-train")[0] == []
+
+
+def test_run_says_what_went_wrong(launch) -> None:
+    (launch.root.parent / "broken").touch()
+    for _ in range(2):  # a failed installation is not taken for one
+        asked, done = launch("diffusion-train")
+        assert asked == ["."] and done.returncode == 1
+        assert "no such wheel" in done.stderr and "could not install" in done.stderr and "Traceback" not in done.stderr
+    (launch.root.parent / "broken").unlink()
+    _, done = launch("diffusion-trian")
+    assert done.returncode == 1 and "no command 'diffusion-trian': there are diffusion-train," in done.stderr
+    assert "usage" in launch()[1].stderr

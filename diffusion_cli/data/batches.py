@@ -64,7 +64,7 @@ class Batches:
     def _gathered(self, images: Tensor, step: int) -> Iterator[Batch]:
         while True:
             ids = self._ids(step)
-            yield self._batch(images[ids.to(images.device)], ids, step)
+            yield self._batch(images.index_select(0, ids.to(images.device)), ids, step)
             step += 1
 
     def _streamed(self, images: Streamed, step: int) -> Iterator[Batch]:
@@ -85,7 +85,8 @@ class Batches:
         pixels, ids = pixels.to(self.device, non_blocking=True), ids.to(self.device, non_blocking=True)
         if self.flip:
             flipped = self.source.at(step).uniform("flip") < 0.5  # [B]
-            pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
+            mask = (flipped.to(torch.uint8) * 255)[:, None, None, None]
+            pixels = pixels ^ ((pixels ^ pixels.flip(-1)) & mask)  # torch.where on bytes takes five times as long on a CPU
         return Batch(to_float(pixels), None if self.labels is None else self.labels[ids], ids)
 
 

@@ -36,9 +36,18 @@ def decode(encoded: Encoded, *, size: int, channels: int, resize: Resize) -> np.
         image = FIT[resize](image, size)
     # Pillow lets the errors of its decoders through; DecompressionBombError is not even an OSError
     except (OSError, EOFError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError) as error:
-        raise Unreadable(str(error).split("\n")[0].replace(str(encoded)[:200], "it") or type(error).__name__) from None
+        raise Unreadable(_reason(error)) from None
     pixels = np.asarray(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _reason(error: Exception) -> str:
+    """One line, without the path, which the caller knows, and without addresses of objects."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return f"not a picture ({', '.join(FORMATS)})"
+    return getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
 
 
 def _open(encoded: bytes | Path, size: int) -> "Image":

@@ -78,7 +78,7 @@ class Hub(Dataset):
         strings = [name for name in ("text", "caption") if name in features and _is_string(features[name])]
         text = self._column(features, self.text, "text", strings)
         ids, classes = (None, ()) if label is None else self._labels(table, label)
-        texts = None if text is None else tuple(map(str, table[text]))
+        texts = None if text is None else tuple("" if value is None else str(value) for value in table[text])
         encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         return Raw(Column(encoded, image, place), ids, classes, texts)
 
@@ -89,7 +89,7 @@ class Hub(Dataset):
 
     def _labels(self, table: "datasets.Dataset", column: str) -> tuple[np.ndarray, tuple[str, ...]]:
         """Numbers [N] and the names of all classes. Numbers without names name themselves."""
-        values = table.with_format("arrow")[:][column].to_pylist()
+        values = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
         if None in values:
             raise DataError(f"column {column!r} has no label in row {values.index(None)} of {self.path or self.repo}")
         names = getattr(table.features[column], "names", None)

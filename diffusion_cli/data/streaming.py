@@ -4,6 +4,7 @@ What comes out does not depend on the number of workers: a worker only decodes t
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,15 +32,23 @@ class _Once:
 def decoded(images: Streamed, numbers: Iterator[list[int]]) -> Iterator[Decoded]:
     """Each list of picture numbers, decoded, in order. Raises DataError when a worker dies."""
     workers = min(images.workers, available_cores())
-    loader = DataLoader(images, batch_sampler=_Once(numbers), num_workers=workers, collate_fn=_as_it_is)
+    loader = DataLoader(
+        images, batch_sampler=_Once(numbers), num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_leave_signals
+    )
     try:
         yield from loader
     except RuntimeError as error:
-        if "worker" not in str(error):
+        if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
             raise
         raise DataError(
             f"a process that decodes pictures died (out of memory?); fewer may do: dataset.workers={workers // 2}. {error}"
         ) from None
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C and Slurm reach every process, but the run decides when to stop; its workers end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGINT)):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Decoded) -> Decoded:

@@ -208,7 +208,14 @@ class UNet(Network):
         nn.init.zeros_(self.conv_out.weight)
 
 
-def _check(image_size, width, multipliers, attention_levels, head_width, groups) -> None:
+def _check(
+    image_size: int,
+    width: int,
+    multipliers: tuple[int, ...],
+    attention_levels: tuple[int, ...],
+    head_width: int | None,
+    groups: int,
+) -> None:
     levels = len(multipliers)
     if levels == 0:
         raise ValueError("multipliers is empty: give one number for each level, such as [1,2,2]")

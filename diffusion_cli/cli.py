@@ -1,0 +1,200 @@
+"""From the command line to a task and back to an exit code. Hydra composes; what it says of mistakes is said here in one line.
+
+Exit codes: 0 done, 1 a bug, 64 config, 65 data, 70 numbers, 74 files, 128 + n stopped by signal n (having saved).
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from diffusion_cli import config, help, settings
+from diffusion_cli.errors import ConfigError, UserError
+from diffusion_cli.signatures import did_you_mean
+
+_FLAGS = {  # Hydra's own, long and short: whether they take a value
+    "--help": 0, "-h": 0, "--hydra-help": 0, "--version": 0, "--cfg": 1, "-c": 1, "--resolve": 0, "--package": 1, "-p": 1, "--run": 0,
+    "-r": 0, "--multirun": 0, "-m": 0, "--shell-completion": 0, "-sc": 0, "--config-path": 1, "-cp": 1, "--config-name": 1,
+    "-cn": 1, "--config-dir": 1, "-cd": 1, "--info": 1, "-i": 1, "--experimental-rerun": 1,
+}  # fmt: skip
+
+
+def run(
+    command: str, primary: str, task: Callable[..., object], help_text: Callable[[], str], prepare: Callable[[list[str]], list[str]]
+) -> None:
+    """The body of an entry point. prepare: a last look at the words before Hydra sees them."""
+    try:
+        argv = prepare(_checked(sys.argv[1:], command, primary)) if not _asks_help(sys.argv[1:]) else sys.argv[1:]
+        if _asks_help(argv):
+            print(help_text())
+            return
+        _hydra(primary, task, argv)
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"{command}: {line}" if not line.startswith(" ") else line, file=sys.stderr)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _asks_help(argv: Sequence[str]) -> bool:
+    return any(word in ("--help", "-h") for word in argv)
+
+
+def is_multirun(argv: Sequence[str]) -> bool:
+    return any(word in ("--multirun", "-m") for word in argv)
+
+
+def overrides(argv: Sequence[str]) -> list[str]:
+    """The key=value words among flags and their values."""
+    found, skip = [], 0
+    for word in argv:
+        if skip:
+            skip -= 1
+        elif word.startswith("-"):
+            skip = _FLAGS.get(word, 0)
+        else:
+            found.append(word)
+    return found
+
+
+def _checked(argv: list[str], command: str, primary: str) -> list[str]:
+    """Refuses what Hydra would take for something else, in words of ours."""
+    skip = 0
+    for word in argv:
+        if skip:
+            skip -= 1
+            continue
+        if word in _FLAGS or word.partition("=")[0] in _FLAGS:
+            skip = _FLAGS.get(word, 0)
+        elif word.startswith("-"):
+            key = word.lstrip("-").partition("=")[0]
+            raise ConfigError(f"{word}: settings are written key=value, without dashes: {key}=..., see {command} --help")
+        elif word.startswith(("+", "~")) and not word.startswith(("+hydra", "~hydra")):
+            raise ConfigError(f"{word}: keys can be changed but not added or removed: write {word.lstrip('+~')}")
+        elif "=" not in word and not word.startswith("hydra"):
+            raise ConfigError(f"{word}: settings are written key=value, see {command} --help")
+    return argv
+
+
+def _hydra(primary: str, task: Callable[..., object], argv: list[str]) -> None:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
+    sys.argv[1:] = argv
+    try:
+        hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=primary)(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_in_our_words(error, primary, argv)) from None
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            raise ConfigError("a YAML file cannot be read: " + " ".join(str(error).split())) from None
+        raise
+
+
+def _in_our_words(error: Exception, primary: str, argv: list[str]) -> str:
+    text = str(error)
+    options = getattr(error, "options", None)
+    missing = getattr(error, "missing_cfg_file", None)
+    if missing and options:
+        group, _, wanted = str(missing).rpartition("/")
+        return f"{group}={wanted}: there is no such option; {did_you_mean(wanted, options)}"
+    found = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    if found:
+        key = found[1].partition("@")[0]
+        # a key of an experiment's file is named in full by OmegaConf
+        full = re.search(r"full_key: (\S+)", text)
+        key = full[1] if full else key
+        known = _keys(primary, [word for word in overrides(argv) if word.lstrip("+~").partition("=")[0].partition("@")[0] != key])
+        where = re.search(r"In '([^']+)'", text)
+        source = f"{where[1]}: " if where else ""
+        return f"{source}{key} is not a setting: {_closest(key, known)}"
+    if "Ambiguous value" in text:
+        word = next((word for word in overrides(argv) if "," in word), "")
+        return f"{word}: several values make a sweep: add -m; if it is one text, quote it twice: key='\"a,b\"'"
+    if "mismatched input" in text or "no viable alternative" in text or "token recognition" in text:
+        bad = next((word for word in overrides(argv) if not _parses(word)), " ".join(overrides(argv)))
+        return f"{bad}: the value cannot be read; text with = , : or brackets needs quotes inside quotes: key='\"...\"'"
+    return next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+
+
+def _closest(key: str, known: Sequence[str]) -> str:
+    """The nearest known key; a bare last part is looked for at the end of the full ones."""
+    by_end = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    if by_end:
+        return f"did you mean {by_end[0]}?"
+    hint = did_you_mean(key, known)
+    if hint.startswith("did"):
+        return hint
+    ends = {name.rpartition(".")[2]: name for name in reversed(known)}
+    inner = did_you_mean(key.rpartition(".")[2], ends)
+    if inner.startswith("did"):
+        return f"did you mean {ends[inner.removeprefix('did you mean ').removesuffix('?')]}?"
+    parent = key.rpartition(".")[0]
+    beside = [name for name in known if name.rpartition(".")[0] == parent]
+    return "there is " + ", ".join(sorted(beside)[:30]) if beside else "see --help for the list"
+
+
+def _parses(word: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
+
+
+def _keys(primary: str, words: list[str]) -> list[str]:
+    """Every key and group that the command knows, composed without the words that it does not."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    groups = [str(path.relative_to(config.CONFIGS)) for path in config.CONFIGS.rglob("*") if path.is_dir()]
+    with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
+        try:
+            composed = hydra.compose(primary, words)
+        except Exception:  # another word is wrong too: what is known without any of them
+            composed = hydra.compose(primary)
+    nodes = settings.flat(OmegaConf.to_container(composed))  # type: ignore[arg-type]
+    return [*nodes, *groups]
+
+
+def swept_keys(argv: Sequence[str]) -> set[str]:
+    """The keys that a sweep gives several values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    found = [parser.parse_override(word) for word in overrides(argv) if _parses(word)]
+    return {override.key_or_group for override in found if override.is_sweep_override()}
+
+
+def folder_name(words: Sequence[str]) -> str:
+    """A readable name for a folder from key=value words: never with = or , in it."""
+    parts = []
+    for word in words:
+        key, _, value = word.partition("=")
+        short = re.sub(r"[^\w.+-]+", "-", value.strip("'\"[]{}")) or "none"
+        parts.append(f"{re.split(r'[./@]', key)[-1]}_{short}")
+    return "-".join(parts)[:120]
+
+
+def path_in_words(path: Path) -> str:
+    """A path as a person would type it here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def help_page(command: str, primary: str, about: str, groups: tuple[str, ...], examples: tuple[tuple[str, str], ...]) -> str:
+    return help.text(command, config.CONFIGS / f"{primary}.yaml", about, groups, examples)

@@ -1,0 +1,1 @@
+"""The commands: the only floor that sees Hydra, OmegaConf or a terminal."""

@@ -1,0 +1,128 @@
+"""From a composed config to checked settings: everything that can be wrong is said before torch is imported or data touched."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_cli import settings
+from diffusion_cli.errors import ConfigError
+from diffusion_cli.signatures import check, check_values, shown, signature, target_of
+
+CONFIGS = next(path for path in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if path.is_dir())
+
+# group -> (what it must build, which of its arguments the program itself supplies)
+TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "dataset": ("diffusion_cli.data.Dataset", ()),
+    "schedule": ("diffusion_cli.schedules.Schedule", ()),
+    "prediction": ("diffusion_cli.predictions.Prediction", ("schedule",)),
+    "loss": ("diffusion_cli.losses.Loss", ()),
+    "model": ("diffusion_cli.models.Network", ("channels", "image_size", "num_classes")),
+    "optimizer": ("diffusion_cli.optimizers.Optimizer", ()),
+    "ema": ("diffusion_cli.ema.EMA", ()),
+    "sampler": ("diffusion_cli.samplers.Sampler", ()),
+}
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config with its references resolved, as dictionaries, lists, words and numbers."""
+    try:
+        found = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def check_train(node: dict[str, Any]) -> settings.Plan:
+    """Settings of a training run from the composed config. Raises ConfigError with a line for everything that is wrong."""
+    node = dict(node)
+    for slot in ("experiment", "sweep"):  # their files were merged into the rest
+        node.pop(slot, None)
+    if isinstance(node.get("name"), int | float):
+        node["name"] = str(node["name"])
+    inner = {*TRAIN_GROUPS, "trainer"}
+    trust = node.get("trust") if isinstance(node.get("trust"), list) else []
+    wrong = _root(node, "Train", inner)
+    wrong += _values(node.get("trainer"), "Trainer", "trainer")
+    for group, (base, given) in TRAIN_GROUPS.items():
+        wrong += check(node.get(group), base, group, given, trust)
+    if not wrong:
+        wrong = _pairs(node)
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    root = settings.Train(**_tuples({key: value for key, value in node.items() if key not in inner}))
+    return settings.Plan(root, settings.Trainer(**node["trainer"]), node)
+
+
+def check_sample(node: dict[str, Any]) -> tuple[settings.Sample, dict[str, Any]]:
+    """Settings of a sampling run and its sampler's node, which without _target_ only changes the checkpoint's own."""
+    if node.get("ckpt") == "???":
+        raise ConfigError("say which checkpoint: ckpt=outputs/<name>, a run or one of its checkpoints/step_... folders")
+    node = {**node, "ckpt": str(node["ckpt"])}
+    sampler = node.get("sampler") or {}
+    wrong = _root(node, "Sample", {"sampler"})
+    trust = node.get("trust") if isinstance(node.get("trust"), list) else []
+    if isinstance(sampler, Mapping) and "_target_" in sampler:
+        wrong += check(sampler, TRAIN_GROUPS["sampler"][0], "sampler", trust=trust)
+    elif isinstance(sampler, Mapping):
+        steps = signature("diffusion_cli.samplers.Sampler").parameters["steps"].kind
+        if sampler.get("steps") is not None and not steps.holds(sampler["steps"]):
+            wrong.append(f"sampler.steps is {shown(sampler['steps'])}: it must be {steps}")
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    root = settings.Sample(**_tuples({key: value for key, value in node.items() if key != "sampler"}))
+    return root, dict(sampler)
+
+
+def _root(node: Mapping[str, Any], schema: str, inner: set[str]) -> list[str]:
+    wrong = check_values({k: v for k, v in node.items() if k not in inner}, signature(f"{settings.__name__}.{schema}"), "")
+    device = node.get("device")
+    if isinstance(device, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        wrong.append(f"device is {device}: it must be auto, cpu, cuda, cuda:1 ... or mps")
+    name = node.get("name")
+    if isinstance(name, str) and not re.fullmatch(r"[\w.+/-]+", name) or isinstance(name, str) and ".." in name:
+        wrong.append(f"name is {name}: it becomes a folder, so letters, digits and . _ - + / only")
+    return wrong
+
+
+def _values(node: object, schema: str, path: str) -> list[str]:
+    if not isinstance(node, Mapping):
+        return [f"{path} is {shown(node)}: it must be a node of settings"]
+    return check_values(node, signature(f"{settings.__name__}.{schema}"), path)
+
+
+def _pairs(node: Mapping[str, Any]) -> list[str]:
+    """Values that are right alone and impossible together."""
+    wrong = []
+    trainer, sampler = node["trainer"], node["sampler"]
+    if trainer["steps"] is None and trainer["images"] is None and trainer["minutes"] is None:
+        wrong.append("the run has no end: give trainer.steps, trainer.images or trainer.minutes")
+    if trainer["batch"] % trainer["accumulate"]:
+        wrong.append(f"trainer.batch is {trainer['batch']} and trainer.accumulate {trainer['accumulate']}: the batch must be a multiple")
+    needs_signal = "diffusion_cli.predictions._NeedsSignal" in target_of(node["prediction"], "prediction", node["trust"]).lineage
+    if needs_signal and _ends_in_noise(node["schedule"]):
+        name = node["prediction"]["_target_"].rpartition(".")[2].lower()
+        wrong.append(
+            f"prediction={name} is impossible on a schedule that ends in pure noise (alpha = 0 at t = 1, where nothing of the "
+            "picture is left to divide by): choose prediction=v, x0, flow or edm, or another schedule"
+        )
+    grid = sampler["grid"]
+    if "table" in grid and sampler["steps"] > grid["table"]:
+        wrong.append(f"sampler.steps is {sampler['steps']}, but sampler.grid.table has only {grid['table']} indices")
+    return wrong
+
+
+def _ends_in_noise(schedule: Mapping[str, Any]) -> bool:
+    """Whether alpha(1) = 0, from the node alone: what `reaches_zero` says of the object."""
+    lineage = signature(schedule["_target_"]).lineage
+    if "diffusion_cli.schedules.Shifted" in lineage:
+        return _ends_in_noise(schedule["base"])
+    return "diffusion_cli.schedules.Flow" in lineage or bool(schedule.get("zero_terminal_snr", False))
+
+
+def _tuples(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}

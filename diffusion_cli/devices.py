@@ -1,0 +1,67 @@
+"""Where and in which precision the numbers are computed: the words `device`, `precision` and `compile` become facts here."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from diffusion_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """device; autocast: the type of matrix products, None for plain float32; compile: whether networks are compiled."""
+
+    device: torch.device
+    autocast: torch.dtype | None
+    compile: bool
+
+    def precision(self) -> AbstractContextManager[object]:
+        """The context in which the network runs."""
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
+
+    @property
+    def scales_loss(self) -> bool:
+        return self.autocast is torch.float16
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        kind = "fp32" if self.autocast is None else str(self.autocast).removeprefix("torch.").replace("bfloat16", "bf16")
+        return f"{self.device} ({name}), {kind.replace('float16', 'fp16')}{', compiled' if self.compile else ''}"
+
+
+_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose(device: str, precision: str, compile: bool | Literal["auto"], say: Callable[[str], None]) -> Compute:
+    """auto: a GPU if there is one, in bf16 and compiled; else the CPU in float32, not compiled. Raises ConfigError."""
+    found = _device(device)
+    on_gpu = found.type == "cuda"
+    if on_gpu:
+        torch.set_float32_matmul_precision("high")
+    if precision == "auto":
+        kind = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else None
+    else:
+        kind = _TYPES[precision]
+    if kind is not None and found.type == "cpu" and not (kind is torch.bfloat16 and _cpu_has_bf16()):
+        say(f"precision={precision}: this CPU has no such arithmetic and would be several times slower, so fp32 is used")
+        kind = None
+    return Compute(found, kind, on_gpu if compile == "auto" else compile)
+
+
+def _device(word: str) -> torch.device:
+    if word == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=word)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={word} cannot be used ({reason}): choose device=cpu or device=auto") from None
+    return torch.device(word)
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # new in torch 2.12 or so
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,132 @@
+"""Training a denoiser: noise a picture to a random time, ask the network, compare with what it should have said."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from diffusion_cli import drawing
+from diffusion_cli.data import Batch, Pictures
+from diffusion_cli.data.pixels import to_float, to_uint8
+from diffusion_cli.denoiser import Denoiser
+from diffusion_cli.losses import Loss
+from diffusion_cli.objectives.objective import Objective, Tally
+from diffusion_cli.randomness import Source
+from diffusion_cli.samplers import Sampler, State
+from diffusion_cli.schedules import Schedule
+
+BINS = 10  # of t, for the loss by noise level
+LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0, -8.0)  # log_snr at which denoising is evaluated: nearly clean to nearly noise
+
+
+class Denoising(Objective):
+    """A denoiser with its loss, and the sampler that previews it.
+
+    labelled: whether the network is told the class; label_dropout: the share of pictures whose label is replaced by the null
+    label, each on its own, as classifier-free guidance needs (Ho and Salimans 2022). previews: pictures in a preview.
+    """
+
+    def __init__(self, denoiser: Denoiser, loss: Loss, sampler: Sampler, labelled: bool, label_dropout: float, previews: int):
+        super().__init__()
+        self.denoiser = denoiser
+        self.criterion = loss
+        self.sampler = sampler
+        self.labelled = labelled
+        self.label_dropout = label_dropout
+        self.previews = previews
+
+    def loss(self, batch: Batch, source: Source) -> tuple[Tensor, Mapping[str, Tally]]:
+        schedule, prediction = self.denoiser.schedule, self.denoiser.prediction
+        x0 = batch.x  # [B, C, H, W]
+        t, correction = self.criterion.draw(schedule, source)  # [B], [B]
+        noise = schedule.noise(source, "noise", x0.shape[1:])
+        F = self.denoiser.output(schedule.mix(x0, noise, t), t, self._labels(batch, source))
+        loss = self.criterion(F, prediction.target(x0, noise, t), t, correction, prediction)  # [B]
+        level = torch.nn.functional.one_hot((t * BINS).long().clamp(max=BINS - 1), BINS).to(loss)  # [B, BINS]
+        return loss, {"loss_by_noise": Tally(loss.detach() @ level, level.sum(0))}
+
+    def figure_names(self, tally: str) -> list[str]:
+        return [f"t_{k / BINS:.1f}_to_{(k + 1) / BINS:.1f}" for k in range(BINS)]
+
+    def _labels(self, batch: Batch, source: Source) -> Tensor | None:
+        if not self.labelled or batch.label is None:
+            return None
+        dropped = source.uniform("label_dropout") < self.label_dropout
+        return torch.where(dropped, self.denoiser.network.num_classes, batch.label)
+
+    def preview_labels(self, count: int) -> Tensor | None:
+        """Classes in turn, so that each column of a grid is one."""
+        if not self.labelled:
+            return None
+        return torch.arange(count) % self.denoiser.network.num_classes
+
+    @torch.no_grad()
+    def preview(self, source: Source) -> Mapping[str, Image]:
+        """`samples`: a grid; `steps`: x_t above the foreseen x0, along the way of the first pictures."""
+        network = self.denoiser.network
+        count = min(self.previews, len(source.slots))
+        source = Source(source.seed, source.slots[:count], source.step)
+        labels = self.preview_labels(count)
+        states = walk(self.denoiser, self.sampler, source, (network.channels, network.image_size), labels)
+        wanted = set(drawing.evenly(9, self.sampler.steps + 1))
+        kept = [state for state in states if state.step in wanted]
+        return {"samples": drawing.grid(to_uint8(kept[-1].x)), "steps": trajectory(kept)}
+
+    @torch.no_grad()
+    def evaluate(self, pictures: Pictures, source: Source, batch: int) -> dict[str, float]:
+        """Mean squared error of the foreseen x0 at fixed signal-to-noise ratios, and the mean over them as `x0_mse`.
+
+        It compares networks of any schedule, prediction and loss: all see the same pictures, noise and noise levels.
+        """
+        schedule, device = self.denoiser.schedule, source.slots.device
+        sums = torch.zeros(len(LEVELS), device=device)
+        count = min(len(pictures), len(source.slots))
+        for first in range(0, count, batch):
+            ids = torch.arange(first, min(first + batch, count))
+            x0 = to_float(gather(pictures, ids)).to(device)
+            here = Source(source.seed, source.slots[first : first + len(ids)], source.step)
+            label = pictures.labels[ids].to(device) if self.labelled and pictures.labels is not None else None
+            noise = schedule.noise(here, "noise", x0.shape[1:])
+            for k, level in enumerate(LEVELS):
+                t = schedule.t_of_log_snr(torch.full((len(ids),), level, device=device))
+                foreseen = self.denoiser(schedule.mix(x0, noise, t), t, label)
+                sums[k] += (foreseen - x0).square().flatten(1).mean(1).sum()
+        errors = (sums / count).tolist()
+        return {"x0_mse": sum(errors) / len(errors)} | {
+            f"x0_mse_by_log_snr/{level:+.0f}": error for level, error in zip(LEVELS, errors, strict=True)
+        }
+
+
+def gather(pictures: Pictures, ids: Tensor) -> Tensor:
+    """uint8 [B, C, H, W] of these numbers, decoded now where the pictures are streamed."""
+    if isinstance(pictures.images, Tensor):
+        return pictures.images[ids.to(pictures.images.device)]
+    return torch.from_numpy(pictures.images.__getitems__(ids.tolist()).images)
+
+
+def walk(denoiser: Denoiser, sampler: Sampler, source: Source, shape: tuple[int, int], labels: Tensor | None) -> Iterator[State]:
+    """The sampler's states for the slots of source: picture i depends on its slot and the seed alone.
+
+    shape: (channels, size); labels [B] or None.
+    """
+    channels, size = shape
+    schedule: Schedule = denoiser.schedule
+    device = source.slots.device
+    cond = None if labels is None else labels.to(device)
+    x = sampler.start(schedule, schedule.noise(source, "start", (channels, size, size)))
+    return sampler.walk(
+        lambda x, t: denoiser(x, t, cond),
+        schedule,
+        x,
+        lambda i: schedule.noise(source.at(i), "fresh", (channels, size, size)),
+    )
+
+
+def trajectory(states: list[State], count: int = 4) -> Image:
+    """Rows of x_t and of the foreseen x0 for the first `count` pictures, a column for each of these states."""
+    named: dict[str, Tensor] = {}
+    for i in range(min(count, len(states[0].x))):
+        named[f"{i + 1}  x_t"] = to_uint8(torch.stack([state.x[i] / max(1.0, float(state.x[i].std())) for state in states]))
+        named[f"{i + 1}  x0"] = to_uint8(torch.stack([state.x0[i] for state in states]))
+    return drawing.rows(named, [f"t={float(state.t):.2f}" for state in states])

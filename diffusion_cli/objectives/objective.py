@@ -1,0 +1,38 @@
+"""The contract between the trainer, which knows no diffusion, and what it trains."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from diffusion_cli.data import Batch, Pictures
+from diffusion_cli.randomness import Source
+
+
+class Tally(NamedTuple):
+    """Sums [K] and counts [K] of K figures, added up over steps on the device and read only when reported."""
+
+    sums: Tensor
+    counts: Tensor
+
+
+class Objective(nn.Module):
+    """A module: all that is trained and all that a checkpoint carries is in its state."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, source: Source) -> tuple[Tensor, Mapping[str, Tally]]:
+        """Per-picture loss [B], and named tallies. All randomness comes from source."""
+
+    @abstractmethod
+    def figure_names(self, tally: str) -> list[str]:
+        """The K names of a tally's figures."""
+
+    @abstractmethod
+    def preview(self, source: Source) -> Mapping[str, Image]:
+        """Pictures that show how far training is, the same noise every time."""
+
+    @abstractmethod
+    def evaluate(self, pictures: Pictures, source: Source, batch: int) -> dict[str, float]:
+        """Figures on pictures that were not trained on, the same noise every time."""

@@ -1,0 +1,141 @@
+"""A run is a folder, outputs/<name>: its checkpoints, pictures, figures, status, and a lock while a process works in it.
+
+    checkpoints/step_00001000/  samples/  tensorboard/  metrics.jsonl  status.json  config.yaml
+"""
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from PIL.Image import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from diffusion_cli import drawing, storage
+from diffusion_cli.errors import StorageError
+
+
+def say(line: str) -> None:
+    """One line for the person at the terminal, past any progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Run:
+    """The folder of one run, open for this process alone."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self.samples = folder / "samples"
+        for path in (folder, self.checkpoints, self.samples):
+            storage.make_folder(path)
+        self._lock = _locked(folder)
+        self._board: SummaryWriter | None = None
+        self._board_works = True
+
+    # -- figures -------------------------------------------------------------------------------------------------------
+
+    def open_figures(self, step: int) -> None:
+        """Figures go on after `step`: what an interrupted attempt wrote beyond it is dropped, here and in TensorBoard."""
+        path = self.folder / "metrics.jsonl"
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+        storage.write(path, "".join(line + "\n" for line in kept).encode())
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else None, flush_secs=30)
+
+    def figures(self, step: int, values: Mapping[str, float]) -> None:
+        storage.append(self.folder / "metrics.jsonl", json.dumps({"step": step, **values}) + "\n")
+        for tag, value in values.items():
+            self._on_board("add_scalar", tag, value, step)
+
+    def history(self, tag: str) -> list[tuple[float, float]]:
+        """(step, value) of one figure over the whole run."""
+        rows = map(json.loads, _whole_lines(self.folder / "metrics.jsonl"))
+        return [(row["step"], row[tag]) for row in rows if tag in row]
+
+    def picture(self, step: int, tag: str, image: Image) -> Path:
+        path = self.samples / f"{tag}_{step:08d}.png"
+        storage.write(path, drawing.png(image, {"step": step, "tag": tag}))
+        self._on_board("add_image", f"preview/{tag}", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        return path
+
+    def text(self, tag: str, text: str, step: int = 0) -> None:
+        self._on_board("add_text", tag, text, step)
+
+    def hyperparameters(self, choices: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """One row of TensorBoard's table of runs."""
+        plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in choices.items()}
+        self._on_board("add_hparams", plain, dict(figures), run_name=".")
+
+    def _on_board(self, method: str, *arguments: Any, **named: Any) -> None:
+        """TensorBoard is a convenience: when its disk fails, training goes on without it."""
+        if self._board is None or not self._board_works:
+            return
+        try:
+            getattr(self._board, method)(*arguments, **named)
+        except OSError as error:
+            self._board_works = False
+            say(f"TensorBoard's files cannot be written ({error.strerror}); training goes on without them")
+
+    # -- status --------------------------------------------------------------------------------------------------------
+
+    def status(self, state: str, step: int, **facts: Any) -> None:
+        """running, finished, preempted or failed: for whoever asks from outside."""
+        text = {"state": state, "step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pid": os.getpid(), **facts}
+        storage.write(self.folder / "status.json", (json.dumps(text, indent=1) + "\n").encode())
+
+    def write(self, name: str, data: bytes) -> Path:
+        path = self.folder / name
+        storage.write(path, data)
+        return path
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._on_board("close")
+        self._lock.close()
+
+
+def status_of(folder: Path) -> dict[str, Any]:
+    """What status.json says; nothing where there is none."""
+    try:
+        found = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _locked(folder: Path) -> TextIO:
+    """An open file whose lock the operating system lets go with the process, however it ends."""
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        other = file.read().strip() or "unknown"
+        file.close()
+        raise StorageError(f"{folder} is in use by another process (pid {other}): wait for it, or choose another name=") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of a JSON-lines file, without one that a crash cut short."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if isinstance(json.loads(line), dict):
+                lines.append(line)
+        except ValueError:
+            continue
+    return lines

@@ -1,0 +1,104 @@
+"""The words of the command line that are not objects: their types, ranges and defaults. Free of torch.
+
+Each class is the schema of a node of configs/train.yaml or configs/sample.yaml, read like any constructor's signature.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from diffusion_cli.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from diffusion_cli.signatures import shown
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Cadences are in steps; 0 is never (but at the end)."""
+
+    steps: PositiveInt | None
+    images: PositiveInt | None
+    minutes: PositiveFloat | None
+    batch: PositiveInt
+    accumulate: PositiveInt
+    report_every: PositiveInt
+    preview_every: NonNegativeInt
+    evaluate_every: NonNegativeInt
+    save_every: NonNegativeInt
+    keep: PositiveInt
+    preview: PositiveInt
+    label_dropout: Fraction
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run, by whichever of steps and images ends first."""
+        limits = [] if self.steps is None else [self.steps]
+        if self.images is not None:
+            limits.append(-(-self.images // self.batch))
+        return min(limits) if limits else 2**62
+
+
+@dataclass(frozen=True)
+class Train:
+    """The root of train.yaml, but for its groups."""
+
+    name: str | None
+    seed: NonNegativeInt
+    device: str
+    compile: bool | Literal["auto"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    resume: Literal["auto", "always", "never"]
+    preview: Literal["data"] | None
+    outputs: str
+    trust: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The root of sample.yaml, but for the sampler."""
+
+    ckpt: str
+    n: PositiveInt
+    seed: NonNegativeInt
+    batch: PositiveInt
+    out: str | None
+    label: str | int | None
+    weights: Literal["ema", "raw"]
+    trajectory: bool
+    format: Literal["png", "npz"]
+    device: str
+    compile: bool | Literal["auto"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    trust: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training run, all checked. node: the whole config as plain dictionaries."""
+
+    root: Train
+    trainer: Trainer
+    node: dict[str, Any]
+
+
+# what may change between two launches of the same run; all else is frozen
+_FREE = re.compile(
+    r"name|device|compile|precision|resume|preview|outputs|trust|sampler\b.*|dataset\.(path|workers|memory)"
+    r"|trainer\.(steps|images|minutes|keep|preview|\w+_every)"
+)
+
+
+def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        inside = f"{path}.{key}" if path else str(key)
+        found |= flat(value, inside) if isinstance(value, Mapping) else {inside: value}
+    return found
+
+
+def frozen_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys that may not change within a run and did, one line each."""
+    old, new = flat(before), flat(now)
+    keys = [key for key in dict.fromkeys([*old, *new]) if not _FREE.fullmatch(key) and old.get(key) != new.get(key)]
+    return [f"{key}: {shown(old.get(key))} in the run, {shown(new.get(key))} now" for key in keys]

@@ -1,0 +1,93 @@
+"""Every write of a run passes here: bytes to temporary files, fsync, rename; an error names the path and the space left.
+
+Each operation is announced to `watch` first, which does nothing: it is where tests kill the process, fill the disk or fail a write.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusion_cli.errors import StorageError
+
+watch: Callable[[str, Path], None] = lambda operation, path: None  # noqa: E731 (replaced by tests)
+
+
+@contextmanager
+def _named(operation: str, path: Path, size: int = 0) -> Iterator[None]:
+    try:
+        watch(operation, path)
+        yield
+    except OSError as error:
+        room = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+            room = f" ({size / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free)"
+        raise StorageError(f"cannot {operation} {path}: {error.strerror or error}{room}") from error
+
+
+def make_folder(path: Path) -> None:
+    with _named("make the folder", path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def write(path: Path, data: bytes) -> None:
+    """The whole file or nothing: an existing file stays as it was until the new one is on the disk."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    _write_synced(temporary, data)
+    rename(temporary, path)
+
+
+def append(path: Path, line: str) -> None:
+    with _named("write", path, len(line)), path.open("a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def rename(source: Path, target: Path) -> None:
+    with _named("rename to", target):
+        os.replace(source, target)
+    _sync_folder(target.parent)
+
+
+def remove(path: Path) -> None:
+    """A folder and what is in it: out of sight first, so that a half-removed one is never taken for a whole one."""
+    hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.del")
+    if hidden != path:
+        if hidden.exists():
+            remove(hidden)
+        rename(path, hidden)
+    with _named("remove", hidden):
+        shutil.rmtree(hidden)
+
+
+def commit(folder: Path, files: Mapping[str, bytes]) -> None:
+    """A folder with these files, in their order, all of them or none: written under another name, synced, then renamed."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    if temporary.exists():
+        remove(temporary)
+    make_folder(temporary)
+    for name, data in files.items():
+        _write_synced(temporary / name, data)
+    _sync_folder(temporary)
+    rename(temporary, folder)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with _named("write", path, len(data)), path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        watch("sync", path)
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "nt":
+        return  # a folder cannot be opened there
+    with _named("sync", path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

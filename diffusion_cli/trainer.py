@@ -1,0 +1,273 @@
+"""The training loop: one order for the first, the last and an interrupted step.
+
+    done? -> report -> preview -> evaluate -> save -> stop -> step
+
+The trainer knows no diffusion. All randomness is counted (randomness.py), so the state of a run is its tensors and the number of
+steps: a resumed run equals the uninterrupted one to the bit, on the same machine with the same number of threads.
+"""
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from diffusion_cli import checkpoint, ema
+from diffusion_cli.checkpoint import Checkpoint
+from diffusion_cli.data import Batch, Batches, Pictures
+from diffusion_cli.devices import Compute
+from diffusion_cli.errors import NumericError, StorageError, Stopped
+from diffusion_cli.objectives import Objective, Tally
+from diffusion_cli.optimizers import Optimizer
+from diffusion_cli.randomness import Source, word_of
+from diffusion_cli.runs import Run, say
+from diffusion_cli.settings import Trainer as Settings
+
+EVALUATED = 512  # held-out pictures at most: enough for three digits of a mean error
+
+
+class StopRequest:
+    """Set by the first SIGTERM, SIGINT, SIGUSR1 or SIGUSR2; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.number = number
+
+
+@contextmanager
+def listening() -> Iterator[StopRequest]:
+    """A stop request that signals set as long as the block runs."""
+    request = StopRequest()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.signal(number, request) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Progress:
+    """What is counted: steps made, seconds of work, and sums since the last report."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training, over all attempts
+    tallies: dict[str, Tally] = field(default_factory=dict)
+
+    def add(self, name: str, tally: Tally) -> None:
+        old = self.tallies.get(name)
+        self.tallies[name] = tally if old is None else Tally(old.sums + tally.sums, old.counts + tally.counts)
+
+
+class Trainer:
+    """Trains an objective on batches. config: what the checkpoints carry (the resolved config and the data's facts)."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        batches: Batches,
+        held_out: Pictures | None,
+        optimizer: Optimizer,
+        average: ema.EMA,
+        run: Run,
+        settings: Settings,
+        compute: Compute,
+        seed: int,
+        config: Mapping[str, Any],
+    ):
+        self.objective = objective.to(compute.device)
+        self.shadow = copy.deepcopy(self.objective).eval().requires_grad_(False)  # the average: never swapped into the other
+        self.batches, self.held_out, self.run, self.settings = batches, held_out, run, settings
+        self.compute, self.seed, self.config = compute, seed, config
+        self.recipe, self.average = optimizer, average
+        self.optimizer = optimizer.make(self.objective.parameters())
+        self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.scales_loss)
+        self.parameters = list(self.objective.parameters())
+        self.progress = Progress()
+        self.source = Source(seed, torch.arange(settings.batch, device=compute.device))
+        self.reported: tuple[int, float] = (0, 0.0)  # step and seconds at the last report
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def fit(self, start: Checkpoint | None = None) -> dict[str, float]:
+        """Trains to the end of the settings and returns the last figures. Raises Stopped after a signal, having saved."""
+        if start is not None:
+            self.restore(start)
+        run, settings, progress = self.run, self.settings, self.progress
+        run.status("running", progress.step, total=settings.total)
+        first, figures = progress.step, {}
+        batches = self.batches.starting_at(first)
+        total = settings.total if settings.total < 2**62 else None
+        with listening() as stop, tqdm(total=total, initial=first, unit="step", disable=None, leave=False) as bar:
+            while True:
+                began = time.perf_counter()
+                step, done = progress.step, self.done()
+                fresh = step > first  # what stands at `first` was done before the interruption
+                if fresh and (done or step % settings.report_every == 0):
+                    figures |= self.report(bar, quiet=not done and bar.disable is False)
+                if fresh and (done or _due(step, settings.preview_every)):
+                    self.preview()
+                if fresh and (done or _due(step, settings.evaluate_every)):
+                    figures |= self.evaluate()
+                if fresh and (done or stop.number or _due(step, settings.save_every)):
+                    self.save()
+                if done or stop.number:
+                    break
+                paused = time.perf_counter() - began
+                self.step(next(batches))
+                progress.seconds += time.perf_counter() - began - paused
+                bar.update()
+        if stop.number and not done:
+            raise Stopped(
+                f"stopped by {signal.Signals(stop.number).name} at step {progress.step}, saved: the same command goes on", stop.number
+            )
+        return figures
+
+    def done(self) -> bool:
+        limit = self.settings.minutes
+        return self.progress.step >= self.settings.total or (limit is not None and self.progress.seconds >= 60 * limit)
+
+    def step(self, batch: Batch) -> None:
+        """One update of the weights: forward and backward by parts, clip, optimizer, average."""
+        step, settings = self.progress.step, self.settings
+        self.objective.train()
+        rate = self.recipe.rate(step, settings.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        size = len(batch.x) // settings.accumulate
+        for part in range(settings.accumulate):
+            torch.manual_seed(word_of(self.seed, "dropout", step, part))
+            here = slice(part * size, (part + 1) * size)
+            source = Source(self.seed, self.source.slots[here], step)
+            label = None if batch.label is None else batch.label[here]
+            with self.compute.precision():
+                loss, tallies = self.objective.loss(Batch(batch.x[here], label, batch.ids[here]), source)
+            self.scaler.scale(loss.mean() / settings.accumulate).backward()
+            self.progress.add("loss", Tally(loss.detach().sum(), torch.full_like(loss[0].detach(), len(loss))))
+            for name, tally in tallies.items():
+                self.progress.add(name, tally)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf)
+        self.progress.add("gradient_norm", Tally(norm.detach(), torch.ones_like(norm)))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step = step + 1
+        ema.update(self.shadow, self.objective, self.average.beta(self.progress.step * settings.batch, settings.batch))
+
+    # -- what happens between steps ------------------------------------------------------------------------------------
+
+    def report(self, bar: Any, quiet: bool) -> dict[str, float]:
+        """Reads the sums since the last report, and only now waits for the device."""
+        progress = self.progress
+        values: dict[str, float] = {}
+        for name, tally in progress.tallies.items():
+            means = (tally.sums / tally.counts).tolist()
+            if isinstance(means, list):
+                names = self.objective.figure_names(name)
+                values |= {f"{name}/{k}": mean for k, mean in zip(names, means, strict=True) if math.isfinite(mean)}
+            else:
+                values[f"train/{name}"] = means
+        if not all(math.isfinite(values[f"train/{name}"]) for name in ("loss", "gradient_norm")) and not self.compute.scales_loss:
+            raise NumericError(
+                f"the loss or its gradient is not finite at step {progress.step}; the newest checkpoint is good: try a smaller "
+                "optimizer.lr, optimizer.clip=1, or precision=fp32"
+            )
+        step_before, seconds_before = self.reported
+        speed = (progress.step - step_before) * self.settings.batch / max(progress.seconds - seconds_before, 1e-9)
+        values |= {
+            "train/learning_rate": self.recipe.rate(progress.step - 1, self.settings.total),
+            "train/images": progress.step * self.settings.batch,
+            "speed/images_per_second": speed,
+        }
+        self.run.figures(progress.step, values)
+        progress.tallies.clear()
+        self.reported = (progress.step, progress.seconds)
+        line = f"loss {values['train/loss']:.4f}  {speed:,.0f} images/s"
+        bar.set_postfix_str(line)
+        if not quiet:
+            say(f"step {progress.step:>7,}  {line}")
+        return {name: values[name] for name in ("train/loss", "speed/images_per_second")}
+
+    def preview(self) -> None:
+        source = Source(word_of(self.seed, "preview"), torch.arange(self.settings.preview, device=self.compute.device))
+        with self.compute.precision():
+            for name, image in self.shadow.preview(source).items():
+                self.run.picture(self.progress.step, name, image)
+
+    def evaluate(self) -> dict[str, float]:
+        """Figures of the averaged weights on held-out pictures, or on the trained ones where none are held out."""
+        pictures = self.held_out or self.batches.pictures
+        where = "evaluate" if self.held_out is not None else "evaluate_on_train"
+        count = min(EVALUATED, len(pictures))
+        source = Source(word_of(self.seed, "evaluate"), torch.arange(count, device=self.compute.device))
+        with self.compute.precision():
+            found = self.shadow.evaluate(pictures, source, self.settings.batch)
+        values = {f"{where}/{name}": value for name, value in found.items()}
+        self.run.figures(self.progress.step, values)
+        return {name: value for name, value in values.items() if name.count("/") == 1}
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """The whole state as checkpoint number `step`; older ones go only after it has been verified."""
+        optimizer: dict[str, Tensor] = {}
+        for name, parameter in self.objective.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                optimizer[f"{name}/{key}"] = value
+        trainer = {f"{name}/{part}": value for name, tally in self.progress.tallies.items() for part, value in tally._asdict().items()}
+        weights = self.objective.state_dict()
+        if not all(bool(torch.isfinite(value).all()) for value in weights.values() if value.is_floating_point()):
+            raise NumericError(f"a weight is not finite at step {self.progress.step}: this is not saved, the newest checkpoint is good")
+        checkpoint.save(
+            self.run.checkpoints,
+            self.progress.step,
+            {"weights": weights, "average": self.shadow.state_dict(), "optimizer": optimizer, "trainer": trainer},
+            self.config,
+            {
+                "step": self.progress.step,
+                "images": self.progress.step * self.settings.batch,
+                "seconds": self.progress.seconds,
+                "reported": list(self.reported),
+                "scaler": self.scaler.state_dict(),
+            },
+        )
+        checkpoint.tidy(self.run.checkpoints, self.settings.keep)
+        self.run.status("running", self.progress.step, total=self.settings.total)
+
+    def restore(self, start: Checkpoint) -> None:
+        """Goes on from a checkpoint. Raises StorageError where it is of another network."""
+        try:
+            self.objective.load_state_dict(start.tensors("weights"))
+            self.shadow.load_state_dict(start.tensors("average"))
+        except RuntimeError as error:
+            raise StorageError(f"{start.folder} does not fit this network: {str(error).splitlines()[-1].strip()}") from None
+        saved = start.tensors("optimizer")
+        for name, parameter in self.objective.named_parameters():
+            state = {key.rpartition("/")[2]: value for key, value in saved.items() if key.rpartition("/")[0] == name}
+            if state:
+                self.optimizer.state[parameter] = {key: value.to(self.compute.device) for key, value in state.items()}
+        sums = start.tensors("trainer")
+        for name in dict.fromkeys(key.rpartition("/")[0] for key in sums):
+            self.progress.tallies[name] = Tally(*(sums[f"{name}/{part}"].to(self.compute.device) for part in Tally._fields))
+        self.scaler.load_state_dict(start.state["scaler"])
+        self.progress.step, self.progress.seconds = start.state["step"], start.state["seconds"]
+        self.reported = (start.state["reported"][0], start.state["reported"][1])
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

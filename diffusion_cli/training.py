@@ -1,0 +1,182 @@
+"""A training run from its checked plan: read the data, assemble, go on or start, train, leave pictures and the next command."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+
+from diffusion_cli import checkpoint, drawing, storage
+from diffusion_cli.assembly import Facts, denoising_of, rehearse
+from diffusion_cli.build import build
+from diffusion_cli.checkpoint import Checkpoint
+from diffusion_cli.data import Batches, Dataset, Pictures
+from diffusion_cli.data.pixels import to_uint8
+from diffusion_cli.devices import choose
+from diffusion_cli.ema import EMA
+from diffusion_cli.errors import ConfigError, Stopped, StorageError
+from diffusion_cli.optimizers import Optimizer
+from diffusion_cli.randomness import Source
+from diffusion_cli.runs import Run, say, status_of
+from diffusion_cli.schedules import Schedule
+from diffusion_cli.settings import Plan, flat, frozen_changes
+from diffusion_cli.trainer import Trainer
+
+
+def train(plan: Plan) -> dict[str, float]:
+    """Trains, or goes on training, the run that the plan names, and returns its last figures."""
+    began = time.perf_counter()
+    node, root, settings = plan.node, plan.root, plan.trainer
+    compute = choose(root.device, root.precision, root.compile, say)
+    dataset = build(node["dataset"], Dataset, "dataset", trust=root.trust)
+    folder = Path(root.outputs) / str(root.name)
+    rehearse(node, root.trust)
+    if root.preview == "data":
+        _draw_data(node, dataset, folder, root.trust)
+        return {}
+    start = _start(folder, node, root.resume)
+    if start is not None and start.step >= settings.total:
+        say(f"{folder} is finished: {start.step:,} of {settings.total:,} steps. trainer.steps=... goes on, name=... starts another")
+        _say_next(folder)
+        return dict(status_of(folder).get("figures", {}))
+    run = Run(folder)
+    step = start.step if start else 0
+    try:
+        run.status("running", step, total=settings.total)
+        pictures, held_out = dataset.load("train"), dataset.load("test")
+        assert pictures is not None
+        facts = _facts(dataset, pictures)
+        _same_data(start, facts)
+        objective = denoising_of(node, facts, root.trust)
+        network = objective.denoiser.network
+        if compute.compile:
+            network.compile()
+        weights = sum(p.numel() for p in network.parameters())
+        shape = f"{facts['channels']} x {facts['image_size']} x {facts['image_size']}"
+        say(f"{folder}: {len(pictures):,} pictures of {shape}, {weights:,} weights, {compute}")
+        if pictures.skipped:
+            say(f"{len(pictures.skipped)} pictures cannot be read and are skipped, the first: {' '.join(pictures.skipped[0])}")
+            run.write("skipped.json", json.dumps([s._asdict() for s in pictures.skipped], indent=1).encode())
+        if start is not None:
+            say(f"going on from step {start.step:,} of {settings.total:,}")
+        saved = {"config": _plain(node), "facts": dict(facts)}
+        trainer = Trainer(
+            objective,
+            Batches(pictures, settings.batch, root.seed, dataset.flip, compute.device),
+            held_out,
+            build(node["optimizer"], Optimizer, "optimizer", trust=root.trust),
+            build(node["ema"], EMA, "ema", trust=root.trust),
+            run,
+            settings,
+            compute,
+            root.seed,
+            saved,
+        )
+        run.write("config.yaml", yaml.safe_dump(saved["config"], sort_keys=False).encode())
+        run.open_figures(step)
+        if start is None:
+            run.text("config", "```yaml\n" + yaml.safe_dump(saved["config"], sort_keys=False) + "```")
+        figures = trainer.fit(start)
+        step = trainer.progress.step
+        run.hyperparameters(flat(saved["config"]), figures)
+        _draw_history(run)
+        run.status("finished", step, total=settings.total, figures=figures)
+        say(f"done in {time.perf_counter() - began:.0f} s: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        _say_next(folder)
+        return figures
+    except BaseException as error:
+        run.status(
+            "preempted" if isinstance(error, Stopped) else "failed",
+            status_of(folder).get("step", step),
+            reason=str(error) or type(error).__name__,
+            code=getattr(error, "code", 1),
+        )
+        raise
+    finally:
+        run.close()
+
+
+def _start(folder: Path, node: dict[str, Any], resume: str) -> Checkpoint | None:
+    """The newest good checkpoint of the run, if it has one, after making sure that it is the same run."""
+    found = None
+    for candidate in checkpoint.good(folder / "checkpoints"):
+        if isinstance(candidate, Checkpoint):
+            found = candidate
+            break
+        say(f"passed over a damaged checkpoint: {candidate}")
+    if found is None:
+        if resume == "always":
+            raise ConfigError(f"resume=always, but {folder} has no checkpoint to go on from")
+        if checkpoint.folders(folder / "checkpoints"):
+            raise StorageError(f"no checkpoint of {folder} is whole: choose another name=, or remove {folder / 'checkpoints'}")
+        return None
+    if resume == "never":
+        raise ConfigError(f"resume=never, but {folder} exists (step {found.step:,}): choose another name=")
+    changes = frozen_changes(found.config["config"], _plain(node))
+    if changes:
+        more = [f"  ... and {len(changes) - 4} more"] if len(changes) > 4 else []
+        lines = [f"  {change}" for change in changes[:4]] + more
+        raise ConfigError(
+            f"{folder} is a run with other settings:\n" + "\n".join(lines) + "\n  choose another name=, or go back to its settings"
+        )
+    return found
+
+
+def _plain(node: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back: tuples are lists."""
+    return dict(json.loads(json.dumps(node)))
+
+
+def _facts(dataset: Dataset, pictures: Pictures) -> Facts:
+    return Facts(
+        channels=dataset.channels,
+        image_size=dataset.size,
+        classes=list(pictures.classes),
+        labelled=dataset.labels,
+        fingerprint=pictures.fingerprint,
+    )
+
+
+def _same_data(start: Checkpoint | None, facts: Facts) -> None:
+    if start is not None and start.config["facts"] != dict(facts):
+        raise ConfigError("the pictures are not those that the run began with (dataset.path): choose another name=, or point to the same")
+
+
+def _draw_data(node: dict[str, Any], dataset: Dataset, folder: Path, trust: tuple[str, ...]) -> None:
+    """What the network will see: eight pictures as they are in a batch, and noised to eight levels."""
+    pictures = dataset.load("train")
+    assert pictures is not None
+    schedule = build(node["schedule"], Schedule, "schedule", trust=trust)
+    batches = Batches(pictures, node["trainer"]["batch"], node["seed"], dataset.flip)
+    x0 = next(batches.starting_at(0)).x[:8]
+    noise = schedule.noise(Source(node["seed"], torch.arange(len(x0))), "preview", x0.shape[1:])
+    named = {"clean": to_uint8(x0)}
+    for t in torch.linspace(0.125, 1, 8):
+        x = schedule.mix(x0, noise, t)
+        spread = float(torch.sqrt(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2)) if schedule.sigma(t) > 1.5 else 1.0
+        named[f"t = {float(t):.3f}"] = to_uint8(x / spread)  # an exploding schedule is drawn at unit scale
+    storage.make_folder(folder)
+    path = folder / "data.png"
+    storage.write(path, drawing.png(drawing.rows(named)))
+    say(f"{len(pictures):,} pictures; what the network will see, clean and at eight levels of noise: {path}")
+
+
+def _draw_history(run: Run, frames: int = 10) -> None:
+    """The loss as a curve, and how the first pictures of each preview grew over training."""
+    image = drawing.curve(run.history("train/loss"), "training loss")
+    run.write("loss.png", drawing.png(image))
+    previews = sorted(run.samples.glob("samples_*.png"))
+    wanted = [previews[i] for i in drawing.evenly(frames, len(previews))]
+    sheets = [Image.open(path).convert("RGB") for path in wanted]
+    if len(sheets) > 1 and len({sheet.size for sheet in sheets}) == 1:
+        run.write("growth.gif", drawing.gif([sheet.convert("P", palette=Image.Palette.ADAPTIVE) for sheet in sheets], 500))
+
+
+def _say_next(folder: Path) -> None:
+    newest = max((folder / "samples").glob("samples_*.png"), default=None)
+    if newest is not None:
+        say(f"look at   {newest}")
+    say(f"and try   diffusion-sample ckpt={folder} n=64 seed=1")
