@@ -49,8 +49,10 @@ def denoising_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] =
 
 
 def rehearse(node: Mapping[str, Any], trust: Collection[str] = ()) -> None:
-    """Builds everything once without memory and without data, so that what constructors refuse is said before the data is read."""
+    """Builds everything once, without memory and data: what constructors refuse is said before any data is read."""
     dataset = node["dataset"]
-    facts = Facts(channels=dataset["channels"], image_size=dataset["size"], classes=["?"], labelled=dataset["labels"], fingerprint="")
+    facts = Facts(
+        channels=dataset["channels"], image_size=dataset["size"], classes=["?"], labelled=dataset["labels"], fingerprint=""
+    )
     with torch.device("meta"):
         denoising_of(node, facts, trust)

@@ -1,7 +1,7 @@
 """The one door from config to objects.
 
-A node names a class and exactly its constructor's arguments. It is checked against the signature, then against the class that was
-really found: defined in this package, or in one that the user trusts on the command line, and of the expected kind. A
+A node names a class and exactly its constructor's arguments. It is checked against the signature, then against the class that
+was really found: defined in this package, or in one that the user trusts on the command line, and of the expected kind. A
 config from a checkpoint comes through the same door and is trusted with nothing else.
 """
 
@@ -16,11 +16,15 @@ T = TypeVar("T")
 
 
 def build(
-    node: Mapping[str, Any], expected: type[T], path: str, given: Mapping[str, object] | None = None, trust: Collection[str] = ()
+    node: Mapping[str, Any],
+    expected: type[T],
+    path: str,
+    given: Mapping[str, object] | None = None,
+    trust: Collection[str] = (),
 ) -> T:
     """The object of a plain node. path: its place in the config, for messages; given: arguments from the program itself.
 
-    Raises ConfigError: a class that is not ours or not an `expected`, unknown or missing keys, values out of range, and whatever
+    Raises ConfigError: a class that is not ours or not an `expected`, unknown or missing keys, values out of range, and what
     the constructor refuses with a ValueError.
     """
     given = given or {}

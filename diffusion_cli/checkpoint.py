@@ -75,7 +75,9 @@ def load(folder: Path) -> Checkpoint:
     for name in manifest["files"]:
         if not name.endswith(".json"):
             _verified(folder, name, manifest["files"])
-    config, state = (_parsed(_verified(folder, f"{name}.json", manifest["files"]), folder / name) for name in ("config", "state"))
+    config, state = (
+        _parsed(_verified(folder, f"{name}.json", manifest["files"]), folder / name) for name in ("config", "state")
+    )
     digest = hashlib.sha256(_read(folder / _MANIFEST)).hexdigest()
     return Checkpoint(folder, manifest["step"], digest, config, state)
 

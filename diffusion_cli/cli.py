@@ -7,6 +7,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
+from functools import wraps
 from pathlib import Path
 
 from diffusion_cli import config, help, settings
@@ -14,14 +16,18 @@ from diffusion_cli.errors import ConfigError, UserError
 from diffusion_cli.signatures import did_you_mean
 
 _FLAGS = {  # Hydra's own, long and short: whether they take a value
-    "--help": 0, "-h": 0, "--hydra-help": 0, "--version": 0, "--cfg": 1, "-c": 1, "--resolve": 0, "--package": 1, "-p": 1, "--run": 0,
-    "-r": 0, "--multirun": 0, "-m": 0, "--shell-completion": 0, "-sc": 0, "--config-path": 1, "-cp": 1, "--config-name": 1,
+    "--help": 0, "-h": 0, "--hydra-help": 0, "--version": 0, "--cfg": 1, "-c": 1, "--resolve": 0, "--package": 1, "-p": 1,
+    "--run": 0, "-r": 0, "--multirun": 0, "-m": 0, "--shell-completion": 0, "-sc": 0, "--config-path": 1, "-cp": 1, "--config-name": 1,
     "-cn": 1, "--config-dir": 1, "-cd": 1, "--info": 1, "-i": 1, "--experimental-rerun": 1,
 }  # fmt: skip
 
 
 def run(
-    command: str, primary: str, task: Callable[..., object], help_text: Callable[[], str], prepare: Callable[[list[str]], list[str]]
+    command: str,
+    primary: str,
+    task: Callable[..., object],
+    help_text: Callable[[], str],
+    prepare: Callable[[list[str]], list[str]],
 ) -> None:
     """The body of an entry point. prepare: a last look at the words before Hydra sees them."""
     try:
@@ -83,19 +89,36 @@ def _checked(argv: list[str], command: str, primary: str) -> list[str]:
 
 def _hydra(primary: str, task: Callable[..., object], argv: list[str]) -> None:
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
     sys.argv[1:] = argv
+    refused: list[UserError] = []
+
+    @wraps(task)
+    def job(composed: DictConfig) -> object:
+        try:
+            return task(composed)
+        except UserError as error:
+            if is_multirun(argv) or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # so that the sweeper knows; the others go on
+            refused.append(error)  # past Hydra, which would print it in its own way
+            return None
+
     try:
-        hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=primary)(task)()
+        hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=primary)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_in_our_words(error, primary, argv)) from None
     except Exception as error:
         if type(error).__module__.startswith("yaml"):
             raise ConfigError("a YAML file cannot be read: " + " ".join(str(error).split())) from None
         raise
+    if refused:
+        raise refused[0]
 
 
 def _in_our_words(error: Exception, primary: str, argv: list[str]) -> str:
@@ -111,7 +134,9 @@ def _in_our_words(error: Exception, primary: str, argv: list[str]) -> str:
         # a key of an experiment's file is named in full by OmegaConf
         full = re.search(r"full_key: (\S+)", text)
         key = full[1] if full else key
-        known = _keys(primary, [word for word in overrides(argv) if word.lstrip("+~").partition("=")[0].partition("@")[0] != key])
+        known = _keys(
+            primary, [word for word in overrides(argv) if word.lstrip("+~").partition("=")[0].partition("@")[0] != key]
+        )
         where = re.search(r"In '([^']+)'", text)
         source = f"{where[1]}: " if where else ""
         return f"{source}{key} is not a setting: {_closest(key, known)}"
@@ -125,19 +150,15 @@ def _in_our_words(error: Exception, primary: str, argv: list[str]) -> str:
 
 
 def _closest(key: str, known: Sequence[str]) -> str:
-    """The nearest known key; a bare last part is looked for at the end of the full ones."""
-    by_end = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    if by_end:
-        return f"did you mean {by_end[0]}?"
-    hint = did_you_mean(key, known)
-    if hint.startswith("did"):
-        return hint
-    ends = {name.rpartition(".")[2]: name for name in reversed(known)}
-    inner = did_you_mean(key.rpartition(".")[2], ends)
-    if inner.startswith("did"):
-        return f"did you mean {ends[inner.removeprefix('did you mean ').removesuffix('?')]}?"
-    parent = key.rpartition(".")[0]
-    beside = [name for name in known if name.rpartition(".")[0] == parent]
+    """The nearest known key, by its full name or by its last part."""
+    names = {name: name for name in known} | {name.rpartition(".")[2]: name for name in reversed(known)}
+    near = [
+        (SequenceMatcher(None, word, said).ratio(), names[said]) for said in names for word in (key, key.rpartition(".")[2])
+    ]
+    ratio, name = max(near, key=lambda pair: (pair[0], pair[1].startswith(key.rpartition(".")[0])))
+    if ratio > 0.65:
+        return f"did you mean {name}?"
+    beside = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
     return "there is " + ", ".join(sorted(beside)[:30]) if beside else "see --help for the list"
 
 

@@ -84,7 +84,7 @@ def _root(node: Mapping[str, Any], schema: str, inner: set[str]) -> list[str]:
     if isinstance(device, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         wrong.append(f"device is {device}: it must be auto, cpu, cuda, cuda:1 ... or mps")
     name = node.get("name")
-    if isinstance(name, str) and not re.fullmatch(r"[\w.+/-]+", name) or isinstance(name, str) and ".." in name:
+    if (isinstance(name, str) and not re.fullmatch(r"[\w.+/-]+", name)) or (isinstance(name, str) and ".." in name):
         wrong.append(f"name is {name}: it becomes a folder, so letters, digits and . _ - + / only")
     return wrong
 
@@ -102,8 +102,12 @@ def _pairs(node: Mapping[str, Any]) -> list[str]:
     if trainer["steps"] is None and trainer["images"] is None and trainer["minutes"] is None:
         wrong.append("the run has no end: give trainer.steps, trainer.images or trainer.minutes")
     if trainer["batch"] % trainer["accumulate"]:
-        wrong.append(f"trainer.batch is {trainer['batch']} and trainer.accumulate {trainer['accumulate']}: the batch must be a multiple")
-    needs_signal = "diffusion_cli.predictions._NeedsSignal" in target_of(node["prediction"], "prediction", node["trust"]).lineage
+        wrong.append(
+            f"trainer.batch is {trainer['batch']} and trainer.accumulate {trainer['accumulate']}: the batch must be a multiple"
+        )
+    needs_signal = (
+        "diffusion_cli.predictions._NeedsSignal" in target_of(node["prediction"], "prediction", node["trust"]).lineage
+    )
     if needs_signal and _ends_in_noise(node["schedule"]):
         name = node["prediction"]["_target_"].rpartition(".")[2].lower()
         wrong.append(

@@ -26,13 +26,12 @@ def image_of(picture: Tensor) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-
 def _factor(size: int) -> int:
     return max(1, round(_TILE / size))
 
 
 def grid(pictures: Tensor, columns: int | None = None) -> Image.Image:
-    """uint8 [N, C, H, W] -> one image, nearly square unless told how many columns; small pictures are enlarged by nearest neighbour."""
+    """uint8 [N, C, H, W] -> one image, nearly square unless columns are given; small pictures are enlarged, pixel by pixel."""
     from diffusion_cli.vision import make_grid  # torchvision: more than a second to import
 
     columns = columns or math.ceil(math.sqrt(len(pictures)))
@@ -59,8 +58,10 @@ def rows(named: Mapping[str, Tensor], columns: Sequence[str] = ()) -> Image.Imag
     return sheet
 
 
-def curve(points: Sequence[tuple[float, float]], title: str, across: str = "step", width: int = 720, height: int = 360) -> Image.Image:
-    """A line through (x, y) points on labelled axes; y on a logarithmic scale where all are positive and span a factor of 20."""
+def curve(
+    points: Sequence[tuple[float, float]], title: str, across: str = "step", width: int = 720, height: int = 360
+) -> Image.Image:
+    """A line through (x, y) points on labelled axes; y is logarithmic where all are positive and span a factor of 20."""
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     left, right, top, bottom = 70, width - 20, 34, height - 40

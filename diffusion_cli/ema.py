@@ -20,7 +20,7 @@ class EMA(ABC):
 
 @dataclass(frozen=True)
 class HalfLife(EMA):
-    """Half of the average is younger than `images`, and never more than `rampup` of all images seen (Karras et al. 2022, app. F)."""
+    """Half of the average is younger than `images`, or than `rampup` of all images seen (Karras et al. 2022, appendix F)."""
 
     images: PositiveFloat = 500_000
     rampup: NonNegativeFloat = 0.05

@@ -1,11 +1,11 @@
-"""`--help`: what the command does, every group with a line for each option, every setting, and commands to copy. Free of Hydra."""
+"""`--help`: what the command does, commands to copy, every setting, and every group with a line for each option."""
 
 import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-_COMMENT = re.compile(r"^# (.*)$", re.M)
+_COMMENT = re.compile(r"^# (?!@package)(.*)$", re.M)
 _SETTING = re.compile(r"^(\s*)([\w]+): *([^#\n]*?) *(?:# (.*))?$")
 
 
@@ -43,7 +43,7 @@ def _settings(primary: Path) -> Iterator[tuple[str, str, str]]:
         found = _SETTING.match(line)
         if line.startswith("defaults:"):
             started = False
-        if not found or line.startswith((" ", "\t")) and not inside:
+        if not found or (line.startswith((" ", "\t")) and not inside):
             continue
         indent, key, value, meaning = found.groups()
         if not indent:

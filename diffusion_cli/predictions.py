@@ -108,7 +108,7 @@ class Preconditioned(Prediction):
     """EDM's F, whose input and target have unit variance at every noise level (Karras et al. 2022, table 1 and eq. 7-8).
 
     Theirs is x0 = c_skip x + c_out F on alpha = 1. Written as a row and with alpha left in,
-    (a, b) = (sigma / sigma_data, -alpha sigma_data) / S with S^2 = sigma^2 + alpha^2 sigma_data^2: finite everywhere, on any schedule.
+    (a, b) = (sigma / sigma_data, -alpha sigma_data) / S with S^2 = sigma^2 + alpha^2 sigma_data^2: finite on any schedule.
     """
 
     sigma_data: PositiveFloat = 0.5

@@ -68,7 +68,7 @@ class Source:
         return ((_shift(words, 41).float() + 0.5) * 2.0**-23).view(-1, *shape)
 
     def normal(self, stream: str, shape: tuple[int, ...] = ()) -> Tensor:
-        """[B, *shape] float32, standard normal, within +-6.7."""
+        """[B, *shape] float32, standard normal, within +-6.8."""
         count = math.prod(shape)
         words = self._words(stream, (count + 1) // 2)  # each word gives two
         radius = torch.sqrt(-2 * torch.log((_shift(words, 32).float() + 0.5) * 2.0**-32))

@@ -1,6 +1,6 @@
 """A run is a folder, outputs/<name>: its checkpoints, pictures, figures, status, and a lock while a process works in it.
 
-    checkpoints/step_00001000/  samples/  tensorboard/  metrics.jsonl  status.json  config.yaml
+checkpoints/step_00001000/  samples/  tensorboard/  metrics.jsonl  status.json  config.yaml
 """
 
 import fcntl
@@ -120,7 +120,9 @@ def _locked(folder: Path) -> TextIO:
         file.seek(0)
         other = file.read().strip() or "unknown"
         file.close()
-        raise StorageError(f"{folder} is in use by another process (pid {other}): wait for it, or choose another name=") from None
+        raise StorageError(
+            f"{folder} is in use by another process (pid {other}): wait for it, or choose another name="
+        ) from None
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()

@@ -1,8 +1,11 @@
-"""Pictures from a checkpoint: the network, schedule, prediction and data's facts all come from there, so nothing can contradict it."""
+"""Pictures from a checkpoint: network, schedule, prediction and the data's facts all come from there, so nothing contradicts it."""
 
+import hashlib
+import io
 import json
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,15 @@ from diffusion_cli import checkpoint, drawing, storage
 from diffusion_cli.assembly import Facts, denoiser_of
 from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint, Damaged
-from diffusion_cli.data.pixels import to_uint8
+from diffusion_cli.data.decoding import Unreadable, decode
+from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.devices import Compute, choose
 from diffusion_cli.errors import ConfigError, DataError, StorageError
 from diffusion_cli.objectives.denoising import trajectory, walk
 from diffusion_cli.randomness import Source
 from diffusion_cli.runs import say
-from diffusion_cli.samplers import Sampler, State
+from diffusion_cli.samplers import Sampler, State, Tail
 from diffusion_cli.settings import Sample
 from diffusion_cli.signatures import did_you_mean
 
@@ -44,6 +48,10 @@ def sample(settings: Sample, sampler_node: Mapping[str, Any]) -> Path:
     if compute.compile:
         denoiser.network.compile()
     classes = _classes(settings.label, facts)
+    init = None
+    if settings.init is not None:
+        init = _initial(Path(settings.init), facts)
+        sampler = replace(sampler, grid=Tail(sampler.grid, settings.strength))
     asked = {
         "checkpoint": found.digest,
         "step": found.step,
@@ -51,6 +59,8 @@ def sample(settings: Sample, sampler_node: Mapping[str, Any]) -> Path:
         "sampler": sampler_node,
         "weights": settings.weights,
         "label": settings.label,
+        "init": None if init is None else hashlib.sha256(init.numpy().tobytes()).hexdigest()[:16],
+        "strength": None if init is None else settings.strength,
         "format": settings.format,
     }
     folder = _folder(settings, found, asked)
@@ -59,7 +69,7 @@ def sample(settings: Sample, sampler_node: Mapping[str, Any]) -> Path:
     shown: list[Tensor] = []
     arrays: list[Tensor] = []
     with torch.inference_mode(), compute.precision():
-        for ids, images, states in _batches(denoiser, sampler, settings, classes, compute, facts):
+        for ids, images, states in _batches(denoiser, sampler, settings, classes, init, compute):
             shown.append(images[: max(0, 256 - sum(map(len, shown)))])
             if settings.format == "npz":
                 arrays.append(images)
@@ -94,8 +104,10 @@ def find(path: Path) -> Checkpoint:
         say(f"passed over a damaged checkpoint: {candidate}")
     if not path.exists():
         beside = sorted(p.parent.as_posix() for p in path.parent.glob("*/checkpoints")) if path.parent.is_dir() else []
-        raise ConfigError(f"ckpt={path} does not exist: {did_you_mean(str(path), beside) if beside else 'train one first, with diffusion-train'}")
-    raise ConfigError(f"ckpt={path} holds no checkpoint: give a run (outputs/<name>) or one of its checkpoints/step_... folders")
+        raise ConfigError(f"ckpt={path} does not exist: {did_you_mean(str(path), beside) if beside else 'train it first'}")
+    raise ConfigError(
+        f"ckpt={path} holds no checkpoint: give a run (outputs/<name>) or one of its checkpoints/step_... folders"
+    )
 
 
 def load_denoiser(found: Checkpoint, weights: str, trust: tuple[str, ...] = ()) -> Denoiser:
@@ -149,6 +161,7 @@ def _folder(settings: Sample, found: Checkpoint, asked: Mapping[str, Any]) -> Pa
         sampler = asked["sampler"]
         words = [f"step_{found.step:08d}", sampler["_target_"].rpartition(".")[2].lower(), f"{sampler['steps']}"]
         words += [f"seed_{settings.seed}", *([] if settings.label is None else [f"label_{settings.label}"])]
+        words += [] if settings.init is None else [f"from_{Path(settings.init).stem}_{settings.strength:g}"]
         words += ["raw"] if settings.weights == "raw" else []
         folder = run / "generated" / "-".join(words)
     try:
@@ -161,7 +174,9 @@ def _folder(settings: Sample, found: Checkpoint, asked: Mapping[str, Any]) -> Pa
         raise DataError(f"{folder / 'metadata.json'} cannot be read: choose another out=") from None
     if any(before.get(key) != value for key, value in asked.items()):
         if settings.out is not None:
-            raise ConfigError(f"out={folder} holds the pictures of another question (its metadata.json says which): choose another folder")
+            raise ConfigError(
+                f"out={folder} holds the pictures of another question (its metadata.json says which): choose another folder"
+            )
         for k in range(2, 1000):
             other = folder.with_name(f"{folder.name}-{k}")
             if not other.exists():
@@ -169,19 +184,28 @@ def _folder(settings: Sample, found: Checkpoint, asked: Mapping[str, Any]) -> Pa
     return folder
 
 
+def _initial(path: Path, facts: Facts) -> Tensor:
+    """float32 [C, H, W]: the middle of the picture, in the size and channels of the network. Raises DataError."""
+    try:
+        encoded = path.expanduser().read_bytes()
+        return to_float(torch.from_numpy(decode(encoded, size=facts["image_size"], channels=facts["channels"], resize="crop")))
+    except (OSError, Unreadable) as error:
+        raise DataError(f"init={path} cannot be read as a picture: {error}") from None
+
+
 def _batches(
-    denoiser: Denoiser, sampler: Sampler, settings: Sample, classes: list[int] | None, compute: Compute, facts: Facts
+    denoiser: Denoiser, sampler: Sampler, settings: Sample, classes: list[int] | None, init: Tensor | None, compute: Compute
 ) -> Iterator[tuple[Tensor, Tensor, list[State]]]:
     """(ids [B], uint8 [B, C, H, W], states of the walk if a trajectory is wanted) until n pictures are made."""
-    shape = (facts["channels"], facts["image_size"])
-    moves = -(-settings.n // settings.batch) * sampler.steps
+    places = len(sampler.grid.times(sampler.steps, denoiser.schedule))
+    moves = -(-settings.n // settings.batch) * (places - 1)
     with tqdm(total=moves, unit="step", disable=None, leave=False) as bar:
         for first in range(0, settings.n, settings.batch):
             ids = torch.arange(first, min(first + settings.batch, settings.n))
             labels = None if classes is None else torch.tensor([classes[i % len(classes)] for i in ids.tolist()])
             kept: list[State] = []
-            wanted = set(drawing.evenly(FRAMES, sampler.steps + 1)) if settings.trajectory and first == 0 else set()
-            for state in walk(denoiser, sampler, Source(settings.seed, ids.to(compute.device)), shape, labels):
+            wanted = set(drawing.evenly(FRAMES, places)) if settings.trajectory and first == 0 else set()
+            for state in walk(denoiser, sampler, Source(settings.seed, ids.to(compute.device)), labels, init):
                 bar.update(state.step > 0)
                 if state.step in wanted:
                     kept.append(State(state.step, state.t, state.x[:16].clone(), state.x0[:16].clone()))
@@ -205,8 +229,6 @@ def _draw_trajectory(folder: Path, states: list[State]) -> None:
 
 def _write_npz(path: Path, images: Tensor, classes: list[int] | None, n: int) -> None:
     """images uint8 [N, H, W, C], and labels int64 [N] where there are any."""
-    import io
-
     arrays = {"images": images.permute(0, 2, 3, 1).numpy()}
     if classes is not None:
         arrays["labels"] = np.array([classes[i % len(classes)] for i in range(n)], dtype=np.int64)

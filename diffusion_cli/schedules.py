@@ -60,7 +60,7 @@ class Schedule(ABC):
         return self.alpha(t), self.sigma(t)
 
     def velocity(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(d alpha / dt, d sigma / dt) by forward differentiation, in float64: near the ends float32 would leave no digit of it.
+        """(d alpha / dt, d sigma / dt) by forward differentiation, in float64: at the ends float32 leaves no digit of it.
 
         Where log_snr is infinite the formula is 0 times infinity; its limit is taken 1e-7 inside.
         """
@@ -120,9 +120,9 @@ class Betas(VariancePreserving):
     linear in t; before the first, sigma / alpha is proportional to t; with a zero terminal, alpha / sigma falls linearly to 0
     over the last step.
 
-    curve: linear (Ho et al. 2020), scaled_linear (linear in sqrt(beta), Rombach et al. 2022), sigmoid (Xu et al. 2022, GeoDiff),
-    laplace (Hang and Gu 2024), cosine (Nichol and Dhariwal 2021, eq. 17, betas at most 0.999). The last two have no use for
-    first and last. zero_terminal_snr rescales the table to end in pure noise (Lin et al. 2024, algorithm 1).
+    curve: linear (Ho et al. 2020), scaled_linear (linear in sqrt(beta), Rombach et al. 2022), sigmoid (Xu et al. 2022,
+    GeoDiff), laplace (Hang and Gu 2024), cosine (Nichol and Dhariwal 2021, eq. 17, betas at most 0.999). The last two have no
+    use for first and last. zero_terminal_snr rescales the table to end in pure noise (Lin et al. 2024, algorithm 1).
     """
 
     curve: Literal["linear", "scaled_linear", "sigmoid", "laplace", "cosine"] = "linear"
@@ -138,7 +138,7 @@ class Betas(VariancePreserving):
             raise ValueError(f"first is {self.first} and last {self.last}: betas must not fall")
         if self.first == 0 and self.curve in ("linear", "scaled_linear"):
             raise ValueError("first is 0: the first beta must add some noise")
-        self.knots  # a table that cannot be made is an error now, not at the first batch
+        _ = self.knots  # a table that cannot be made is an error now, not at the first batch
 
     @cached_property
     def alpha_bar(self) -> Tensor:
@@ -166,7 +166,7 @@ class Betas(VariancePreserving):
         return torch.where(place < 0, knots[0] - 2 * torch.log(place + 1), between).to(t.dtype)
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        knots, l = self.knots.to(log_snr.device), log_snr.double().contiguous()  # noqa: E741 (the paper's lambda)
+        knots, l = self.knots.to(log_snr.device), log_snr.double().contiguous()
         k = (torch.searchsorted(-knots, -l) - 1).clamp(0, self.steps - 2)
         w = (knots[k] - l) / (knots[k] - knots[k + 1].clamp(min=-1e3))
         if self.zero_terminal_snr:
@@ -237,7 +237,7 @@ class VP(VariancePreserving):
 
 @dataclass(frozen=True)
 class VE(Schedule):
-    """The variance-exploding SDE (Song et al. 2021, eq. 30-31), with its true marginal sigma(t)^2 - sigma(0)^2: sigma(0) = 0."""
+    """The variance-exploding SDE (Song et al. 2021, eq. 30-31), with its true marginal sigma(t)^2 - sigma(0)^2: 0 at t = 0."""
 
     sigma_min: PositiveFloat = 0.01
     sigma_max: PositiveFloat = 50.0

@@ -63,6 +63,8 @@ class Sample:
     batch: PositiveInt
     out: str | None
     label: str | int | None
+    init: str | None
+    strength: Fraction
     weights: Literal["ema", "raw"]
     trajectory: bool
     format: Literal["png", "npz"]

@@ -1,7 +1,7 @@
 """Constructor signatures, read from the source without importing it: the signature of a class is the schema of its config node.
 
-A node is {_target_: package.Class, key: value, ...}. `check` finds unknown and missing keys, wrong types and values out of range in
-a few milliseconds, before torch is imported; `build.py` asks it again when objects are made, also for a checkpoint's config.
+A node is {_target_: package.Class, key: value, ...}. `check` finds unknown and missing keys, wrong types and bad values in a few
+milliseconds, before torch is imported; `build.py` asks it again when objects are made, also for a checkpoint's config.
 """
 
 import ast
@@ -69,7 +69,11 @@ class Sequence:
         return len(kinds) == len(value) and all(kind.holds(v) for kind, v in zip(kinds, value, strict=True))
 
     def __str__(self) -> str:
-        return f"a list, each {self.kinds[0]}" if self.endless else f"a list of {len(self.kinds)}: " + "; ".join(map(str, self.kinds))
+        return (
+            f"a list, each {self.kinds[0]}"
+            if self.endless
+            else f"a list of {len(self.kinds)}: " + "; ".join(map(str, self.kinds))
+        )
 
 
 @dataclass(frozen=True)
@@ -282,7 +286,9 @@ def target_of(node: object, path: str, trust: Collection[str] = ()) -> Signature
     if not isinstance(target, str):
         raise ConfigError(f"{path}: a node with _target_ is expected here, not {node!r}")
     if target.partition(".")[0] not in (OWN, *trust):
-        raise ConfigError(f"{path}._target_ is {target}: only classes of {OWN} are built, or of a package named by trust=[package]")
+        raise ConfigError(
+            f"{path}._target_ is {target}: only classes of {OWN} are built, or of a package named by trust=[package]"
+        )
     try:
         return signature(target)
     except _Unreadable as error:
@@ -305,7 +311,9 @@ def check(node: object, base: str, path: str, given: Collection[str] = (), trust
     return check_values(node, found, path, given, trust)
 
 
-def check_values(node: Mapping[str, object], found: Signature, path: str, given: Collection[str] = (), trust: Collection[str] = ()) -> list[str]:
+def check_values(
+    node: Mapping[str, object], found: Signature, path: str, given: Collection[str] = (), trust: Collection[str] = ()
+) -> list[str]:
     """What is wrong with the values of a node as arguments of a class; path is "" at the root."""
     wrong = []
     free = {name: p for name, p in found.parameters.items() if name not in given}

@@ -1,6 +1,6 @@
 """Every write of a run passes here: bytes to temporary files, fsync, rename; an error names the path and the space left.
 
-Each operation is announced to `watch` first, which does nothing: it is where tests kill the process, fill the disk or fail a write.
+Each operation is announced to `watch` first, which does nothing: it is where tests kill the process or fill the disk.
 """
 
 import errno

@@ -2,8 +2,8 @@
 
     done? -> report -> preview -> evaluate -> save -> stop -> step
 
-The trainer knows no diffusion. All randomness is counted (randomness.py), so the state of a run is its tensors and the number of
-steps: a resumed run equals the uninterrupted one to the bit, on the same machine with the same number of threads.
+The trainer knows no diffusion. All randomness is counted (randomness.py), so the state of a run is its tensors and the number
+of steps: a resumed run equals the uninterrupted one to the bit, on the same machine with the same number of threads.
 """
 
 import copy
@@ -24,7 +24,7 @@ from diffusion_cli import checkpoint, ema
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.data import Batch, Batches, Pictures
 from diffusion_cli.devices import Compute
-from diffusion_cli.errors import NumericError, StorageError, Stopped
+from diffusion_cli.errors import NumericError, Stopped, StorageError
 from diffusion_cli.objectives import Objective, Tally
 from diffusion_cli.optimizers import Optimizer
 from diffusion_cli.randomness import Source, word_of
@@ -133,7 +133,8 @@ class Trainer:
                 bar.update()
         if stop.number and not done:
             raise Stopped(
-                f"stopped by {signal.Signals(stop.number).name} at step {progress.step}, saved: the same command goes on", stop.number
+                f"stopped by {signal.Signals(stop.number).name} at step {progress.step}, saved: the same command goes on",
+                stop.number,
             )
         return figures
 
@@ -182,7 +183,10 @@ class Trainer:
                 values |= {f"{name}/{k}": mean for k, mean in zip(names, means, strict=True) if math.isfinite(mean)}
             else:
                 values[f"train/{name}"] = means
-        if not all(math.isfinite(values[f"train/{name}"]) for name in ("loss", "gradient_norm")) and not self.compute.scales_loss:
+        if (
+            not all(math.isfinite(values[f"train/{name}"]) for name in ("loss", "gradient_norm"))
+            and not self.compute.scales_loss
+        ):
             raise NumericError(
                 f"the loss or its gradient is not finite at step {progress.step}; the newest checkpoint is good: try a smaller "
                 "optimizer.lr, optimizer.clip=1, or precision=fp32"
@@ -229,10 +233,14 @@ class Trainer:
         for name, parameter in self.objective.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 optimizer[f"{name}/{key}"] = value
-        trainer = {f"{name}/{part}": value for name, tally in self.progress.tallies.items() for part, value in tally._asdict().items()}
+        trainer = {
+            f"{name}/{part}": value for name, tally in self.progress.tallies.items() for part, value in tally._asdict().items()
+        }
         weights = self.objective.state_dict()
         if not all(bool(torch.isfinite(value).all()) for value in weights.values() if value.is_floating_point()):
-            raise NumericError(f"a weight is not finite at step {self.progress.step}: this is not saved, the newest checkpoint is good")
+            raise NumericError(
+                f"a weight is not finite at step {self.progress.step}: this is not saved, the newest checkpoint is good"
+            )
         checkpoint.save(
             self.run.checkpoints,
             self.progress.step,

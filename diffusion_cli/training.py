@@ -39,7 +39,7 @@ def train(plan: Plan) -> dict[str, float]:
         return {}
     start = _start(folder, node, root.resume)
     if start is not None and start.step >= settings.total:
-        say(f"{folder} is finished: {start.step:,} of {settings.total:,} steps. trainer.steps=... goes on, name=... starts another")
+        say(f"{folder} is finished at step {start.step:,}: a larger trainer.steps= goes on, another name= starts anew")
         _say_next(folder)
         return dict(status_of(folder).get("figures", {}))
     run = Run(folder)
@@ -84,7 +84,10 @@ def train(plan: Plan) -> dict[str, float]:
         run.hyperparameters(flat(saved["config"]), figures)
         _draw_history(run)
         run.status("finished", step, total=settings.total, figures=figures)
-        say(f"done in {time.perf_counter() - began:.0f} s: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        say(
+            f"done in {time.perf_counter() - began:.0f} s: "
+            + ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        )
         _say_next(folder)
         return figures
     except BaseException as error:
@@ -120,7 +123,9 @@ def _start(folder: Path, node: dict[str, Any], resume: str) -> Checkpoint | None
         more = [f"  ... and {len(changes) - 4} more"] if len(changes) > 4 else []
         lines = [f"  {change}" for change in changes[:4]] + more
         raise ConfigError(
-            f"{folder} is a run with other settings:\n" + "\n".join(lines) + "\n  choose another name=, or go back to its settings"
+            f"{folder} is a run with other settings:\n"
+            + "\n".join(lines)
+            + "\n  choose another name=, or go back to its settings"
         )
     return found
 
@@ -142,7 +147,9 @@ def _facts(dataset: Dataset, pictures: Pictures) -> Facts:
 
 def _same_data(start: Checkpoint | None, facts: Facts) -> None:
     if start is not None and start.config["facts"] != dict(facts):
-        raise ConfigError("the pictures are not those that the run began with (dataset.path): choose another name=, or point to the same")
+        raise ConfigError(
+            "the pictures are not those that the run began with (dataset.path): choose another name=, or point to the same"
+        )
 
 
 def _draw_data(node: dict[str, Any], dataset: Dataset, folder: Path, trust: tuple[str, ...]) -> None:

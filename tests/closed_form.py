@@ -17,7 +17,9 @@ from diffusion_cli.schedules import EDM, VE, VP, Betas, Flow, Mix, Schedule, Shi
 
 torch.set_num_threads(1)
 
-_NEED_ARGUMENTS = {Shifted: [Shifted(Flow()), Shifted(Betas("cosine"), 4.0), Shifted(EDM(), 2.0), Shifted(Betas(zero_terminal_snr=True))]}
+_NEED_ARGUMENTS = {
+    Shifted: [Shifted(Flow()), Shifted(Betas("cosine"), 4.0), Shifted(EDM(), 2.0), Shifted(Betas(zero_terminal_snr=True))]
+}
 _VARIANTS = [
     *(Betas(curve) for curve in ("scaled_linear", "sigmoid", "laplace", "cosine")),
     *(Betas(curve, zero_terminal_snr=True) for curve in ("linear", "scaled_linear", "cosine")),

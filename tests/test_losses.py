@@ -27,7 +27,7 @@ from diffusion_cli.losses import (
     Uniform,
     Weight,
 )
-from diffusion_cli.predictions import V, X0, Eps, Prediction, Preconditioned, Score, Velocity
+from diffusion_cli.predictions import X0, Eps, Preconditioned, Prediction, Score, V, Velocity
 from diffusion_cli.randomness import Source
 from diffusion_cli.schedules import EDM, VE, VP, Betas, Flow
 
@@ -68,7 +68,7 @@ def test_a_time_depends_on_its_slot_and_step_alone(times):
 
 @every_times
 def test_a_distribution_that_is_meant_needs_no_correction(times):
-    t, correction = times()(VP(), source(500))
+    _, correction = times()(VP(), source(500))
     assert (correction == 1).all()  # Importance too, until it has seen something
 
 
@@ -310,7 +310,7 @@ def test_the_learned_weight_starts_as_1():
 
 def test_the_learned_weight_is_at_its_best_where_u_is_the_log_of_the_expected_error():
     torch.manual_seed(0)
-    weight, error, t = Learned(16).double(), torch.rand(400, dtype=torch.float64) * 3, torch.full((400,), 0.4, dtype=torch.float64)
+    weight, error, t = Learned(16).double(), torch.rand(400).double() * 3, f64(0.4).expand(400)
 
     def objective(shift: float) -> torch.Tensor:
         with torch.no_grad():

@@ -6,7 +6,7 @@ from closed_form import SCHEDULES, Mixture, close, concrete, f64, name, pictures
 from torch import nn
 
 from diffusion_cli.denoiser import Denoiser
-from diffusion_cli.predictions import V, X0, Eps, NextStep, Prediction, Preconditioned, Score, Velocity
+from diffusion_cli.predictions import X0, Eps, NextStep, Preconditioned, Prediction, Score, V, Velocity
 from diffusion_cli.samplers import Ancestral, Uniform
 from diffusion_cli.schedules import EDM, VE, VP, Betas, Flow
 
@@ -90,7 +90,8 @@ def test_the_table_of_rows(schedule):
         table |= {Eps: (0, 1), Score: (0, -1 / sigma)}
     for kind, row in table.items():
         for got, wanted in zip(kind(schedule).row(T), row):
-            close(got, torch.as_tensor(wanted), 1e-12 * max(1.0, float(torch.as_tensor(wanted, dtype=torch.float64).abs().max())))
+            wanted = torch.as_tensor(wanted, dtype=torch.float64)
+            close(got, wanted, 1e-12 * float(wanted.abs().max().clamp(min=1)))
 
 
 @pytest.mark.parametrize("schedule", filter(preserves_variance, SCHEDULES), ids=name)

@@ -44,7 +44,7 @@ def test_the_reference_itself_gives_the_published_numbers():
 
 
 @settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**63), step=st.integers(0, 2**40), slot=st.integers(0, 2**62), stream=st.sampled_from(["time", "noise"]))
+@given(seed=st.integers(0, 2**63), step=st.integers(0, 2**40), slot=st.integers(0, 2**62), stream=st.text(max_size=5))
 def test_words_are_splitmix64(seed, step, slot, stream):
     drawn = Source(seed, torch.tensor([slot]), step)._words(stream, 9)[0].tolist()
     assert [w & MASK for w in drawn] == words(seed, stream, step, slot, 9)
@@ -115,7 +115,7 @@ def test_the_extreme_words_stay_inside_the_open_interval_and_finite(monkeypatch)
     extreme = torch.tensor([[0, -1, 2**63 - 1, -(2**63), 0xFFFFFFFF, -(2**32)]])
     monkeypatch.setattr(randomness.Source, "_words", lambda self, stream, count: extreme[:, :count])
     u, z = source(1).uniform("u", (6,)), source(1).normal("z", (12,))
-    assert 0 < u.min() and u.max() < 1
+    assert u.min() > 0 and u.max() < 1
     assert z.isfinite().all() and z.abs().max() < 6.8
 
 

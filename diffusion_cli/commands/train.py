@@ -13,7 +13,7 @@ from diffusion_cli.errors import Stopped, UserError
 _SWEPT = "DIFFUSION_SWEPT_KEYS"  # from the parent of a sweep to its jobs, which may be other processes
 
 ABOUT = """diffusion-train trains an image diffusion model and writes outputs/<name>: checkpoints, samples, TensorBoard logs.
-Told nothing, it trains on bundled handwritten digits on a CPU for about a minute. The same command again goes on where it stopped."""
+Told nothing, it trains on bundled handwritten digits, on a CPU, for about a minute. Run again, it goes on where it stopped."""
 
 GROUPS = ("experiment", "dataset", "schedule", "prediction", "loss", "model", "optimizer", "ema", "sampler", "sweep")
 

@@ -73,7 +73,7 @@ class LogitNormal(Times):
 class LowDiscrepancy(Times):
     """t uniform, but spread evenly over the batch (Kingma et al. 2021, "Variational diffusion models", appendix I.1).
 
-    One offset for the batch, then steps of the golden ratio from slot to slot, so that any part of a batch is spread evenly too.
+    One offset for the batch, then steps of the golden ratio from slot to slot: any part of a batch is spread evenly too.
     """
 
     def sample(self, schedule: Schedule, source: Source) -> Tensor:
@@ -85,8 +85,8 @@ class LowDiscrepancy(Times):
 class Importance(Times):
     """t with probability proportional to the root mean square of its loss (Nichol and Dhariwal 2021, eq. 18).
 
-    Over `buckets` equal parts of (0, 1], from each bucket's last `memory` losses, mixed with a share `floor` of uniform drawing;
-    uniform until every bucket has its memory full.
+    Over `buckets` equal parts of (0, 1], from each bucket's last `memory` losses, mixed with a share `floor` of uniform
+    drawing; uniform until every bucket has its memory full.
     """
 
     history: Tensor  # [buckets, memory] the last losses of each bucket

@@ -14,7 +14,6 @@ from diffusion_cli.losses import Loss
 from diffusion_cli.objectives.objective import Objective, Tally
 from diffusion_cli.randomness import Source
 from diffusion_cli.samplers import Sampler, State
-from diffusion_cli.schedules import Schedule
 
 BINS = 10  # of t, for the loss by noise level
 LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0, -8.0)  # log_snr at which denoising is evaluated: nearly clean to nearly noise
@@ -64,11 +63,10 @@ class Denoising(Objective):
     @torch.no_grad()
     def preview(self, source: Source) -> Mapping[str, Image]:
         """`samples`: a grid; `steps`: x_t above the foreseen x0, along the way of the first pictures."""
-        network = self.denoiser.network
         count = min(self.previews, len(source.slots))
         source = Source(source.seed, source.slots[:count], source.step)
         labels = self.preview_labels(count)
-        states = walk(self.denoiser, self.sampler, source, (network.channels, network.image_size), labels)
+        states = walk(self.denoiser, self.sampler, source, labels)
         wanted = set(drawing.evenly(9, self.sampler.steps + 1))
         kept = [state for state in states if state.step in wanted]
         return {"samples": drawing.grid(to_uint8(kept[-1].x)), "steps": trajectory(kept)}
@@ -105,22 +103,23 @@ def gather(pictures: Pictures, ids: Tensor) -> Tensor:
     return torch.from_numpy(pictures.images.__getitems__(ids.tolist()).images)
 
 
-def walk(denoiser: Denoiser, sampler: Sampler, source: Source, shape: tuple[int, int], labels: Tensor | None) -> Iterator[State]:
+def walk(
+    denoiser: Denoiser, sampler: Sampler, source: Source, labels: Tensor | None = None, init: Tensor | None = None
+) -> Iterator[State]:
     """The sampler's states for the slots of source: picture i depends on its slot and the seed alone.
 
-    shape: (channels, size); labels [B] or None.
+    labels [B] or None. init [C, H, W]: a picture to begin from, noised to the grid's first time, instead of pure noise.
     """
-    channels, size = shape
-    schedule: Schedule = denoiser.schedule
+    schedule, network = denoiser.schedule, denoiser.network
+    shape = (network.channels, network.image_size, network.image_size)
     device = source.slots.device
     cond = None if labels is None else labels.to(device)
-    x = sampler.start(schedule, schedule.noise(source, "start", (channels, size, size)))
-    return sampler.walk(
-        lambda x, t: denoiser(x, t, cond),
-        schedule,
-        x,
-        lambda i: schedule.noise(source.at(i), "fresh", (channels, size, size)),
-    )
+    noise = schedule.noise(source, "start", shape)
+    if init is None:
+        x = sampler.start(schedule, noise)
+    else:
+        x = schedule.mix(init.to(device).expand_as(noise), noise, sampler.grid.times(sampler.steps, schedule)[0])
+    return sampler.walk(lambda x, t: denoiser(x, t, cond), schedule, x, lambda i: schedule.noise(source.at(i), "fresh", shape))
 
 
 def trajectory(states: list[State], count: int = 4) -> Image:

@@ -10,6 +10,7 @@ from diffusion_cli.samplers.grids import Linspace as Linspace
 from diffusion_cli.samplers.grids import LogSNR as LogSNR
 from diffusion_cli.samplers.grids import Own as Own
 from diffusion_cli.samplers.grids import Quadratic as Quadratic
+from diffusion_cli.samplers.grids import Tail as Tail
 from diffusion_cli.samplers.grids import Trailing as Trailing
 from diffusion_cli.samplers.grids import Uniform as Uniform
 from diffusion_cli.samplers.heun import Heun as Heun

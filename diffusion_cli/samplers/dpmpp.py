@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", algorithm 2): x0 is extrapolated in lambda = log(alpha / sigma) before the move."""
+"""DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", algorithm 2): x0 is extrapolated in log(alpha / sigma) before the move."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

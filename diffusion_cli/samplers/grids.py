@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_cli.ranges import PositiveFloat, PositiveInt
+from diffusion_cli.ranges import Fraction, PositiveFloat, PositiveInt
 from diffusion_cli.schedules import Schedule
 
 
@@ -55,7 +55,7 @@ class Quadratic(Grid):
 
 @dataclass(frozen=True)
 class Karras(Grid):
-    """Equal steps in (sigma / alpha)^(1 / rho), from sigma_max (or the schedule's end) to sigma_min (Karras et al. 2022, eq. 5)."""
+    """Equal steps in (sigma / alpha)^(1 / rho), sigma_max (or the schedule's end) to sigma_min (Karras et al. 2022, eq. 5)."""
 
     sigma_min: PositiveFloat = 0.002
     sigma_max: PositiveFloat = 80.0
@@ -119,6 +119,19 @@ class Trailing(Grid):
 
 
 @dataclass(frozen=True)
+class Tail(Grid):
+    """The end of another grid, from time `start` on: what is left to walk for a picture that was noised only so far."""
+
+    grid: Grid
+    start: Fraction
+
+    def times(self, steps: int, schedule: Schedule) -> Tensor:
+        times = self.grid.times(steps, schedule)
+        start = torch.tensor([self.start], dtype=torch.float64)
+        return torch.cat([start, times[times < self.start - 1e-9]])
+
+
+@dataclass(frozen=True)
 class Beta(Grid):
     """Quantiles of a Beta distribution: smaller steps at both ends (Lee et al. 2024, "Beta sampling is all you need")."""
 
@@ -126,7 +139,7 @@ class Beta(Grid):
     b: PositiveFloat = 0.6
 
     def times(self, steps: int, schedule: Schedule) -> Tensor:
-        # the distribution function by Gauss-Legendre-free means: the substitution t = sin^2(u) takes the poles away for a, b >= 1/2
+        # the distribution function by the midpoint rule; t = sin^2(u) takes the poles of the density away for a, b >= 1/2
         u = _line(0, math.pi / 2, 200_001)
         middle = (u[1:] + u[:-1]) / 2
         density = torch.sin(middle) ** (2 * self.a - 1) * torch.cos(middle) ** (2 * self.b - 1)

@@ -1,7 +1,7 @@
 """Heun's rule (order 2) for the probability-flow ODE in the schedule's own terms, dx = x0 d alpha + n d sigma.
 
-Euler's step on it is schedule.transfer; the corrector averages (x0, n) over both ends. On alpha = 1 this is algorithm 1 of Karras
-et al. 2022 (without churn), on the straight line Heun's rule in t. It asks twice a step, but for the last.
+Euler's step on it is schedule.transfer; the corrector averages (x0, n) over both ends. On alpha = 1 this is algorithm 1 of
+Karras et al. 2022 (without churn), on the straight line Heun's rule in t. It asks twice a step, but for the last.
 """
 
 from collections.abc import Iterator
