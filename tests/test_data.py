@@ -435,6 +435,28 @@ def test_the_name_of_a_file_says_its_split(tmp_path, name, split):
     }
 
 
+@pytest.mark.parametrize(
+    ("values", "names", "labels", "classes"),
+    [
+        ([2, 0, 2], None, [2, 0, 2], ("0", "1", "2")),  # numbers without names
+        (["b", "a", "b"], None, [1, 0, 1], ("a", "b")),
+        ([1, 0, 1], ["x", "y"], [1, 0, 1], ("x", "y")),
+        ([-1, -1, -1], ["x", "y"], None, ("x", "y")),  # withheld
+    ],
+)
+def test_labels_of_any_type_become_numbers(tmp_path, values, names, labels, classes):
+    import datasets
+
+    table = datasets.Dataset.from_dict(dict(image=[dict(bytes=png(each), path=None) for each in colours(3)], kind=values))
+    table = table.cast_column("image", datasets.Image())
+    if names is not None:
+        table = table.cast_column("kind", datasets.ClassLabel(names=names))
+    table.to_parquet(tmp_path / "train.parquet")
+    pictures = Hub(path=str(tmp_path), size=8, channels=3, label="kind").load()
+    assert pictures.classes == classes
+    assert (None if pictures.labels is None else pictures.labels.tolist()) == labels
+
+
 def test_an_unknown_split_is_one_line(tmp_path):
     path = fill(tmp_path, {"a.png": png(colours(1)[0])})
     with pytest.raises(DataError, match=r"no split 'extra'"):

@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffusion_cli import randomness
-from diffusion_cli.data.pictures import Pictures, Source, Streamed
+from diffusion_cli.data.pictures import Pictures, Skipped, Source, Streamed
 from diffusion_cli.errors import DataError
 from diffusion_cli.ranges import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -73,12 +74,13 @@ class Dataset(ABC):
         if not len(rows):
             raise DataError(f"no pictures are left of split {split!r}: see dataset.classes and dataset.test_share")
         streamed = Streamed(raw.source, rows, self.size, self.channels, self.resize, self.workers, self.max_bad)
-        images, kept, skipped = streamed, np.arange(len(rows)), ()
+        images: Tensor | Streamed = streamed
+        skipped: tuple[Skipped, ...] = ()
         if np.prod(streamed.shape) <= self.memory * 1e9:
             from diffusion_cli.data.streaming import decode_all
 
             images, kept, skipped = decode_all(streamed)
-        rows = rows[kept]
+            rows = rows[kept]
         return Pictures(
             images,
             labels=None if raw.labels is None else torch.from_numpy(raw.labels[rows]),

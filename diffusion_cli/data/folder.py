@@ -7,7 +7,7 @@ pictures/dog/any/depth/2.jpg       pictures/test/cat/2.png             pictures/
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def _json_rows(file: Path) -> Iterator[dict]:
         yield from (json.loads(line) for line in lines if line.strip())
 
 
-def _stated(file: Path, rows_of) -> Iterator[Entry]:
+def _stated(file: Path, rows_of: Callable[[Path], Iterator[dict]]) -> Iterator[Entry]:
     """The entries of a metadata file, in its order."""
     try:
         for number, row in enumerate(rows_of(file), 1):

@@ -87,14 +87,16 @@ class Hub(Dataset):
             raise DataError(f"dataset.{key}={stated}: there is no such column; the columns are {', '.join(features)}")
         return stated or next(iter(found), None)
 
-    def _labels(self, table: "datasets.Dataset", column: str) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Numbers [N] and the names of all classes. Numbers without names name themselves."""
+    def _labels(self, table: "datasets.Dataset", column: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
+        """Numbers [N], None where they are withheld, and the names of all classes. Numbers without names name themselves."""
         values = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
         if None in values:
             raise DataError(f"column {column!r} has no label in row {values.index(None)} of {self.path or self.repo}")
         names = getattr(table.features[column], "names", None)
         if names is None and all(isinstance(value, int) for value in values) and min(values, default=0) >= 0:
             names = map(str, range(max(values, default=0) + 1))
+        if names is not None and min(values, default=0) < 0:  # -1 is how a test split withholds its labels
+            return None, tuple(names)
         if names is not None:
             return np.array(values, dtype=np.int64), tuple(names)
         others = [other for split in (self.split, "test") if (other := self._table(split)) is not None]

@@ -129,5 +129,5 @@ class Pictures:
         else:
             bytes_each = self.images[0].numel()
             stride = -(-len(self) * bytes_each // 2**28)
-            seen.update(memoryview(self.images[::stride].contiguous().numpy()))
+            seen.update(self.images[::stride].numpy().tobytes())
         return seen.hexdigest()[:16]

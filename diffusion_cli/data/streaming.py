@@ -32,8 +32,12 @@ class _Once:
 def decoded(images: Streamed, numbers: Iterator[list[int]]) -> Iterator[Decoded]:
     """Each list of picture numbers, decoded, in order. Raises DataError when a worker dies."""
     workers = min(images.workers, available_cores())
-    loader = DataLoader(
-        images, batch_sampler=_Once(numbers), num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_leave_signals
+    loader: DataLoader = DataLoader(
+        images,  # type: ignore[arg-type]  # its __getitems__ is all that is asked for
+        batch_sampler=_Once(numbers),
+        num_workers=workers,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        worker_init_fn=_leave_signals,
     )
     try:
         yield from loader
@@ -67,13 +71,15 @@ def mended(images: Streamed, batch: Decoded, skipped: dict[str, Skipped]) -> tup
     """
     ids = list(batch.ids)
     for place, bad in batch.bad.items():
-        pixels, number, found = None, ids[place], bad
-        while found is not None:
+        number, found = ids[place], bad
+        while True:
             skipped[found.name] = found
             images.refuse(list(skipped.values()))
             number = (number + 1) % len(images)
             pixels, _, trouble = images.__getitems__([number])
-            found = trouble.get(0)
+            if not trouble:
+                break
+            found = trouble[0]
         batch.images[place], ids[place] = pixels[0], number
     return batch.images, ids
 
@@ -87,7 +93,8 @@ def decode_all(images: Streamed) -> tuple[Tensor, np.ndarray, tuple[Skipped, ...
     chunks = (list(range(first, min(first + CHUNK, count))) for first in range(0, count, CHUNK))
     # a process takes longer to start than a thousand pictures to decode
     batches = decoded(images, chunks) if count > 4 * CHUNK else map(images.__getitems__, chunks)
-    pixels, good, skipped = torch.empty(images.shape, dtype=torch.uint8), np.ones(count, dtype=bool), []
+    pixels, good = torch.empty(images.shape, dtype=torch.uint8), np.ones(count, dtype=bool)
+    skipped: list[Skipped] = []
     for batch in batches:
         pixels[batch.ids[0] : batch.ids[-1] + 1] = torch.from_numpy(batch.images)
         skipped += batch.bad.values()
