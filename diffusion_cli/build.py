@@ -36,7 +36,7 @@ def build(
     cls = getattr(importlib.import_module(module), name)
     if not isinstance(cls, type) or not issubclass(cls, expected) or cls.__module__.partition(".")[0] not in (OWN, *trust):
         raise ConfigError(f"{path}._target_ is {node['_target_']}: not a {expected.__name__} of this package")
-    if any(getattr(getattr(cls, name, None), "__isabstractmethod__", False) for name in dir(cls)):  # a Module need not be an ABC
+    if any(getattr(getattr(cls, name, None), "__isabstractmethod__", False) for name in dir(cls)):
         raise ConfigError(f"{path}._target_ is {node['_target_']}: only a base class, name one that descends from it")
     arguments = dict(given)
     for key, value in node.items():

@@ -89,7 +89,8 @@ def visited(seed: int, first: int, count: int, size: int) -> Tensor:
 
     Its place is all that a resumed run needs to know. A batch may cross from one epoch into the next.
     """
-    epochs = range(first // size, (first + count - 1) // size + 1)
-    order = torch.cat([permutation(seed, epoch, size) for epoch in epochs])
-    start = first - epochs[0] * size
-    return order[start : start + count]
+    parts, last = [], first + count
+    for epoch in range(first // size, (last - 1) // size + 1):
+        start = epoch * size  # place of this epoch's first picture in the sequence
+        parts.append(permutation(seed, epoch, size)[max(first - start, 0) : last - start])
+    return torch.cat(parts)

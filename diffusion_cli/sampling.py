@@ -1,4 +1,4 @@
-"""Pictures from a checkpoint: network, schedule, prediction and the data's facts all come from there, so nothing contradicts it."""
+"""Pictures from a checkpoint: network, schedule, prediction and facts of the data come from it, so nothing contradicts it."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.devices import Compute, choose
 from diffusion_cli.errors import ConfigError, DataError, StorageError
-from diffusion_cli.objectives.denoising import trajectory, walk
+from diffusion_cli.objectives.denoising import columns_for, trajectory, walk
 from diffusion_cli.randomness import Source
 from diffusion_cli.runs import say
 from diffusion_cli.samplers import Sampler, State, Tail
@@ -81,9 +81,10 @@ def sample(settings: Sample, sampler_node: Mapping[str, Any]) -> Path:
                 _draw_trajectory(folder, states)
     if settings.format == "npz":
         _write_npz(folder / "samples.npz", torch.cat(arrays), classes, settings.n)
+    columns = None if classes is None else columns_for(torch.tensor(classes))
     metadata = {**asked, "n": settings.n, "batch": settings.batch, "ckpt": str(found.folder), "device": str(compute)}
     storage.write(folder / "metadata.json", (json.dumps(metadata, indent=1) + "\n").encode())
-    storage.write(folder / "grid.png", drawing.png(drawing.grid(torch.cat(shown)), metadata))
+    storage.write(folder / "grid.png", drawing.png(drawing.grid(torch.cat(shown), columns), metadata))
     seconds = time.perf_counter() - began
     say(f"{settings.n} pictures in {seconds:.1f} s: {folder}; look at {folder / 'grid.png'}")
     return folder

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -156,7 +156,7 @@ class Betas(VariancePreserving):
         return self.zero_terminal_snr
 
     def log_snr(self, t: Tensor) -> Tensor:
-        knots = self.knots.to(t.device)
+        knots = _knots_on(self, t.device)
         place = t.double() * self.steps - 1  # the knot's index, continued between knots
         k = place.floor().clamp(0, self.steps - 2).long()
         w = place - k
@@ -166,7 +166,7 @@ class Betas(VariancePreserving):
         return torch.where(place < 0, knots[0] - 2 * torch.log(place + 1), between).to(t.dtype)
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        knots, l = self.knots.to(log_snr.device), log_snr.double().contiguous()
+        knots, l = _knots_on(self, log_snr.device), log_snr.double().contiguous()
         k = (torch.searchsorted(-knots, -l) - 1).clamp(0, self.steps - 2)
         w = (knots[k] - l) / (knots[k] - knots[k + 1].clamp(min=-1e3))
         if self.zero_terminal_snr:
@@ -176,6 +176,12 @@ class Betas(VariancePreserving):
 
     def timestep(self, t: Tensor) -> Tensor:
         return self.steps * t - 1
+
+
+@cache
+def _knots_on(table: Betas, device: torch.device) -> Tensor:
+    """The knots where they are needed, copied there once: a copy at every step would make a GPU wait."""
+    return table.knots.to(device)
 
 
 def _from_alpha_bar(alpha_bar: Callable[[float], float], steps: int) -> Tensor:

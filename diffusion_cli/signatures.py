@@ -1,7 +1,7 @@
 """Constructor signatures, read from the source without importing it: the signature of a class is the schema of its config node.
 
-A node is {_target_: package.Class, key: value, ...}. `check` finds unknown and missing keys, wrong types and bad values in a few
-milliseconds, before torch is imported; `build.py` asks it again when objects are made, also for a checkpoint's config.
+A node is {_target_: package.Class, key: value, ...}. `check` finds unknown and missing keys, wrong types and bad values in
+a few milliseconds, before torch is imported; `build.py` asks it again when objects are made, also for a checkpoint's config.
 """
 
 import ast

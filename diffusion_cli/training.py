@@ -92,7 +92,7 @@ def train(plan: Plan) -> dict[str, float]:
         return figures
     except BaseException as error:
         run.status(
-            "preempted" if isinstance(error, Stopped) else "failed",
+            "preempted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed",
             status_of(folder).get("step", step),
             reason=str(error) or type(error).__name__,
             code=getattr(error, "code", 1),

@@ -90,7 +90,7 @@ SHOWN: dict[str, Callable[[Tensor], Tensor]] = {
 
 def classifier(channels: int, size: int, classes: int) -> nn.Module:
     """[B, channels, size, size] to logits [B, classes + 1]; the last is `none`. Made for 8 x 8, and enough for 28 x 28."""
-    small = -(-(-(-size // 2)) // 2)
+    small = (size + 3) // 4  # halved twice, rounded up
     return nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
         nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
@@ -222,9 +222,8 @@ def main() -> None:
         data = data_of(found, options.data)
         began = time.perf_counter()
         model = train(data.train.images, data.train.labels, len(data.train.classes))
-        print(
-            f"{found.folder}; classifier trained in {time.perf_counter() - began:.0f} s on {len(data.train)} real digits and junk"
-        )
+        took = time.perf_counter() - began
+        print(f"{found.folder}; classifier trained in {took:.0f} s on {len(data.train)} real digits and junk")
         began = time.perf_counter()
         made, asked = samples(found, options.n, options.seed, options.weights)
         print(f"{options.n} samples (seed {options.seed}, {options.weights} weights) in {time.perf_counter() - began:.0f} s")

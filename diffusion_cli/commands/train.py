@@ -8,9 +8,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from diffusion_cli import cli, config
+from diffusion_cli.commands.sweep import note_failure, print_table, write_table
 from diffusion_cli.errors import Stopped, UserError
 
-_SWEPT = "DIFFUSION_SWEPT_KEYS"  # from the parent of a sweep to its jobs, which may be other processes
+# from the parent of a sweep to its jobs, which may be other processes
+_SWEPT, _FOLDER = "DIFFUSION_SWEPT_KEYS", "DIFFUSION_SWEEP_FOLDER"
 
 ABOUT = """diffusion-train trains an image diffusion model and writes outputs/<name>: checkpoints, samples, TensorBoard logs.
 Told nothing, it trains on bundled handwritten digits, on a CPU, for about a minute. Run again, it goes on where it stopped."""
@@ -29,7 +31,10 @@ EXAMPLES = (
 
 def main() -> None:
     page = lambda: cli.help_page("diffusion-train", "train", ABOUT, GROUPS, EXAMPLES)  # noqa: E731
-    cli.run("diffusion-train", "train", task, page, _named_sweep)
+    try:
+        cli.run("diffusion-train", "train", task, page, _named_sweep)
+    finally:
+        print_table(os.environ.get(_FOLDER))
 
 
 def _named_sweep(argv: list[str]) -> list[str]:
@@ -39,7 +44,10 @@ def _named_sweep(argv: list[str]) -> list[str]:
     if not cli.is_multirun(argv) and sweep in (None, "null"):
         return argv
     os.environ[_SWEPT] = ",".join(sorted(cli.swept_keys(argv)))
-    return argv if any(word.startswith("name=") for word in words) else [*argv, f"name={sweep or 'sweep'}"]
+    said = dict(word.split("=", 1) for word in words)
+    name = said.get("name") or sweep or "sweep"
+    os.environ[_FOLDER] = str(Path(said.get("outputs", "outputs")) / name)
+    return argv if "name" in said else [*argv, f"name={name}"]
 
 
 def task(composed: DictConfig) -> float | None:
@@ -58,20 +66,30 @@ def task(composed: DictConfig) -> float | None:
         varied = [word for word in words if word.partition("=")[0] in swept] or [f"job={hydra.job.num}"]
         node["name"] = f"{node['name']}/{cli.folder_name(varied)}"
         print(f"\njob {hydra.job.num}: {' '.join(varied)}", flush=True)
+    if not sweeping:
+        return _metric(_train(node))
+    folder, sweep = Path(str(node["outputs"])) / node["name"], Path(hydra.sweep.dir)
     try:
-        checked = config.check_train(node)
-        from diffusion_cli.training import train  # torch, now that the config is known to be right
-
-        figures = train(checked)
+        return _metric(_train(node))
     except UserError as error:
-        if sweeping and not isinstance(error, Stopped):
-            print(f"job {hydra.job.num} failed: {error}", flush=True)
+        print(f"job {hydra.job.num}: {error}", flush=True)
+        note_failure(folder, str(error))
+        if isinstance(error, Stopped):
+            raise SystemExit(error.code) from None  # a signal ends the sweep, and not this job alone
         raise
     finally:
-        if sweeping:
-            from diffusion_cli.commands.sweep import write_table
+        write_table(sweep)
 
-            write_table(Path(hydra.sweep.dir))
+
+def _train(node: dict[str, Any]) -> dict[str, float]:
+    plan = config.check_train(node)
+    from diffusion_cli.training import train  # torch, now that the config is known to be right
+
+    return train(plan)
+
+
+def _metric(figures: Mapping[str, float]) -> float | None:
+    """What a sweeper minimises: the error of the foreseen picture at fixed noise levels, on held-out pictures if there are."""
     return figures.get("evaluate/x0_mse", figures.get("evaluate_on_train/x0_mse"))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusion_cli import drawing
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.data.pixels import to_float, to_uint8
+from diffusion_cli.data.streaming import mended
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.losses import Loss
 from diffusion_cli.objectives.objective import Objective, Tally
@@ -69,7 +70,7 @@ class Denoising(Objective):
         states = walk(self.denoiser, self.sampler, source, labels)
         wanted = set(drawing.evenly(9, self.sampler.steps + 1))
         kept = [state for state in states if state.step in wanted]
-        return {"samples": drawing.grid(to_uint8(kept[-1].x)), "steps": trajectory(kept)}
+        return {"samples": drawing.grid(to_uint8(kept[-1].x), columns_for(labels)), "steps": trajectory(kept)}
 
     @torch.no_grad()
     def evaluate(self, pictures: Pictures, source: Source, batch: int) -> dict[str, float]:
@@ -100,7 +101,7 @@ def gather(pictures: Pictures, ids: Tensor) -> Tensor:
     """uint8 [B, C, H, W] of these numbers, decoded now where the pictures are streamed."""
     if isinstance(pictures.images, Tensor):
         return pictures.images[ids.to(pictures.images.device)]
-    return torch.from_numpy(pictures.images.__getitems__(ids.tolist()).images)
+    return torch.from_numpy(mended(pictures.images, pictures.images.__getitems__(ids.tolist()), {})[0])
 
 
 def walk(
@@ -120,6 +121,12 @@ def walk(
     else:
         x = schedule.mix(init.to(device).expand_as(noise), noise, sampler.grid.times(sampler.steps, schedule)[0])
     return sampler.walk(lambda x, t: denoiser(x, t, cond), schedule, x, lambda i: schedule.noise(source.at(i), "fresh", shape))
+
+
+def columns_for(labels: Tensor | None) -> int | None:
+    """Columns of a grid in which labels come in turn: one for each class, as far as a row is not too long."""
+    classes = 0 if labels is None else len(labels.unique())
+    return classes if 2 <= classes <= 16 else None
 
 
 def trajectory(states: list[State], count: int = 4) -> Image:
