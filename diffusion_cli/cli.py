@@ -82,7 +82,7 @@ def _checked(argv: list[str], command: str, primary: str) -> list[str]:
             raise ConfigError(f"{word}: settings are written key=value, without dashes: {key}=..., see {command} --help")
         elif word.startswith(("+", "~")) and not word.startswith(("+hydra", "~hydra")):
             raise ConfigError(f"{word}: keys can be changed but not added or removed: write {word.lstrip('+~')}")
-        elif "=" not in word and not word.startswith("hydra"):
+        elif word.startswith("=") or ("=" not in word and not word.startswith("hydra")):
             raise ConfigError(f"{word}: settings are written key=value, see {command} --help")
     return argv
 
@@ -114,6 +114,9 @@ def _hydra(primary: str, task: Callable[..., object], argv: list[str]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_in_our_words(error, primary, argv)) from None
     except Exception as error:
+        if "Config group override must be" in str(error):  # a ValueError of Hydra's, without the group's name
+            word = next((word for word in overrides(argv) if (config.CONFIGS / word.partition("=")[0]).is_dir()), "a group")
+            raise ConfigError(f"{word}: a group takes the name of one of its options, see --help") from None
         if type(error).__module__.startswith("yaml"):
             raise ConfigError("a YAML file cannot be read: " + " ".join(str(error).split())) from None
         raise
@@ -143,7 +146,7 @@ def _in_our_words(error: Exception, primary: str, argv: list[str]) -> str:
     if "Ambiguous value" in text:
         word = next((word for word in overrides(argv) if "," in word), "")
         return f"{word}: several values make a sweep: add -m; if it is one text, quote it twice: key='\"a,b\"'"
-    if "mismatched input" in text or "no viable alternative" in text or "token recognition" in text:
+    if re.search("mismatched input|no viable alternative|token recognition|Lexer|Error parsing override", text):
         bad = next((word for word in overrides(argv) if not _parses(word)), " ".join(overrides(argv)))
         return f"{bad}: the value cannot be read; text with = , : or brackets needs quotes inside quotes: key='\"...\"'"
     return next((line for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -32,7 +32,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     try:
         found = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
+        place = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ConfigError(place + str(error).splitlines()[0]) from None
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
 
@@ -84,8 +85,8 @@ def _root(node: Mapping[str, Any], schema: str, inner: set[str]) -> list[str]:
     if isinstance(device, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         wrong.append(f"device is {device}: it must be auto, cpu, cuda, cuda:1 ... or mps")
     name = node.get("name")
-    if (isinstance(name, str) and not re.fullmatch(r"[\w.+/-]+", name)) or (isinstance(name, str) and ".." in name):
-        wrong.append(f"name is {name}: it becomes a folder, so letters, digits and . _ - + / only")
+    if isinstance(name, str) and not re.fullmatch(r"(/(?!\.)[\w.+-]+)+", "/" + name):
+        wrong.append(f"name is {name}: it becomes a folder, so letters, digits and . _ - + / only, no . or / first")
     return wrong
 
 

@@ -6,7 +6,7 @@ a few milliseconds, before torch is imported; `build.py` asks it again when obje
 
 import ast
 import importlib.util
-import math
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -35,7 +35,7 @@ class Scalar:
             return isinstance(value, self.type) and isinstance(value, bool) == (self.type is bool)
         if not isinstance(value, int | float) or (self.type is int and not isinstance(value, int)):
             return False
-        return math.isfinite(value) and (self.range is None or self.range.holds(value))
+        return abs(value) <= sys.float_info.max and (self.range is None or self.range.holds(value))  # not-a-number is not
 
     def __str__(self) -> str:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}

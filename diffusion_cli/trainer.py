@@ -210,7 +210,7 @@ class Trainer:
     def preview(self) -> None:
         source = Source(word_of(self.seed, "preview"), torch.arange(self.settings.preview, device=self.compute.device))
         with self.compute.precision():
-            for name, image in self.shadow.preview(source).items():
+            for name, image in self.shadow.preview(self.held_out or self.batches.pictures, source).items():
                 self.run.picture(self.progress.step, name, image)
 
     def evaluate(self) -> dict[str, float]:

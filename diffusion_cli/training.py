@@ -18,6 +18,7 @@ from diffusion_cli.data.pixels import to_uint8
 from diffusion_cli.devices import choose
 from diffusion_cli.ema import EMA
 from diffusion_cli.errors import ConfigError, Stopped, StorageError
+from diffusion_cli.objectives.denoising import spread
 from diffusion_cli.optimizers import Optimizer
 from diffusion_cli.randomness import Source
 from diffusion_cli.runs import Run, say, status_of
@@ -163,8 +164,7 @@ def _draw_data(node: dict[str, Any], dataset: Dataset, folder: Path, trust: tupl
     named = {"clean": to_uint8(x0)}
     for t in torch.linspace(0.125, 1, 8):
         x = schedule.mix(x0, noise, t)
-        spread = float(torch.sqrt(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2)) if schedule.sigma(t) > 1.5 else 1.0
-        named[f"t = {float(t):.3f}"] = to_uint8(x / spread)  # an exploding schedule is drawn at unit scale
+        named[f"t = {float(t):.3f}"] = to_uint8(x / float(spread(schedule, t)))
     storage.make_folder(folder)
     path = folder / "data.png"
     storage.write(path, drawing.png(drawing.rows(named)))

@@ -20,6 +20,7 @@ torch.set_num_threads(1)
 _NEED_ARGUMENTS = {
     Shifted: [Shifted(Flow()), Shifted(Betas("cosine"), 4.0), Shifted(EDM(), 2.0), Shifted(Betas(zero_terminal_snr=True))]
 }
+_GRIDS_THAT_NEED_ARGUMENTS = {samplers.Tail: [samplers.Tail(samplers.Uniform(), 0.65), samplers.Tail(samplers.Own(), 1.0)]}
 _VARIANTS = [
     *(Betas(curve) for curve in ("scaled_linear", "sigmoid", "laplace", "cosine")),
     *(Betas(curve, zero_terminal_snr=True) for curve in ("linear", "scaled_linear", "cosine")),
@@ -51,7 +52,14 @@ def all_schedules() -> list[Schedule]:
     return made + _VARIANTS
 
 
+def all_grids() -> list[samplers.Grid]:
+    """Every grid with its defaults."""
+    special = _GRIDS_THAT_NEED_ARGUMENTS
+    return [g for c in concrete(samplers.Grid) for g in (special[c] if c in special else [c()])]
+
+
 SCHEDULES = all_schedules()
+GRIDS = all_grids()
 FAMILIES = [Betas(), Betas("cosine"), VP(), EDM(), Flow(), VE()]  # one of each kind, for the slower tests
 assert Mix() in SCHEDULES and Betas() in SCHEDULES
 

@@ -53,7 +53,7 @@ def distance_bound(n: int = N) -> float:
 def test_every_time_is_above_0_and_at_most_1(times, schedule):
     t, correction = times()(schedule, source(5000))
     assert t.shape == correction.shape == (5000,) and t.dtype == torch.float32
-    assert ((t > 0) & (t <= 1)).all()
+    assert ((t >= 1e-6) & (t <= 1)).all()
     assert correction.isfinite().all()
 
 
@@ -70,6 +70,14 @@ def test_a_time_depends_on_its_slot_and_step_alone(times):
 def test_a_distribution_that_is_meant_needs_no_correction(times):
     _, correction = times()(VP(), source(500))
     assert (correction == 1).all()  # Importance too, until it has seen something
+
+
+@every_times
+def test_no_time_is_so_small_that_edms_sigma_is_0(times, monkeypatch):
+    """80 t^7 is 0 in float32 from t = 1e-7 on, and a weight on the picture 0 / 0: one draw in ten million would end a run."""
+    monkeypatch.setattr(Source, "uniform", lambda self, stream, shape=(): torch.full((len(self.slots), *shape), 2.0**-24))
+    monkeypatch.setattr(Source, "normal", lambda self, stream, shape=(): torch.full((len(self.slots), *shape), -6.7))
+    assert (times().sample(EDM(), source(3)) >= 1e-6).all()
 
 
 def test_uniform_times_are_uniform():
@@ -255,7 +263,7 @@ def test_a_weight_means_the_same_objective_for_every_prediction(weight, schedule
 @pytest.mark.parametrize("weight", concrete(Weight), ids=name)
 @every
 def test_weights_are_finite_and_not_negative_at_every_time_in_float32(weight, schedule):
-    t = torch.cat([torch.tensor([1e-3, 1.0]), source(100).uniform("time")])
+    t = torch.cat([torch.tensor([1e-6, 1e-3, 1.0]), source(100).uniform("time")])  # 1e-6 is the smallest that is drawn
     for kind in (V, X0, Velocity, Preconditioned):
         w = factor(weight(), kind(schedule), t)
         assert w.shape == t.shape and w.isfinite().all() and (w >= 0).all()

@@ -9,7 +9,19 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from closed_form import FAMILIES, SCHEDULES, Gaussian, Mixture, close, concrete, distance_from_uniform, f64, name, pictures
+from closed_form import (
+    FAMILIES,
+    GRIDS,
+    SCHEDULES,
+    Gaussian,
+    Mixture,
+    close,
+    concrete,
+    distance_from_uniform,
+    f64,
+    name,
+    pictures,
+)
 
 from diffusion_cli.randomness import Source
 from diffusion_cli.samplers import (
@@ -25,6 +37,7 @@ from diffusion_cli.samplers import (
     Own,
     Quadratic,
     Sampler,
+    Tail,
     Trailing,
     Uniform,
     last,
@@ -32,7 +45,7 @@ from diffusion_cli.samplers import (
 from diffusion_cli.schedules import EDM, VE, VP, Betas, Flow, Shifted
 
 every_sampler = pytest.mark.parametrize("kind", concrete(Sampler), ids=name)
-every_grid = pytest.mark.parametrize("grid", concrete(Grid), ids=name)
+every_grid = pytest.mark.parametrize("grid", GRIDS, ids=name)
 every = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
 ZERO, ONE = f64(0.0)[0], f64(1.0)[0]
 
@@ -256,12 +269,14 @@ def test_ddpm_draws_the_mixture():
 @every_sampler
 @every
 def test_every_sampler_walks_every_schedule_on_every_grid(schedule, kind, grid, steps):
-    sampler = make(kind, steps, grid())
-    times = grid().times(steps, schedule)
+    sampler = make(kind, steps, grid)
+    times = grid.times(steps, schedule)
+    moves = len(times) - 1
+    assert moves == steps or (isinstance(grid, Tail) and 1 <= moves <= steps)
     x = sampler.start(schedule, pictures(2))
     close(x, schedule.sigma(times[0]) * pictures(2), 1e-6)
     states = list(sampler.walk(Gaussian().denoise(schedule), schedule, x, fresh(x)))
-    assert [s.step for s in states] == list(range(steps + 1))
+    assert [s.step for s in states] == list(range(moves + 1))
     assert torch.equal(torch.stack([s.t for s in states]), times)
     assert times.dtype == torch.float64 and 0 < times[0] <= 1 and times[-1] == 0 and (times.diff() < 0).all()
     assert all(s.x.isfinite().all() and s.x0.isfinite().all() and s.x.shape == x.shape for s in states)
@@ -359,7 +374,7 @@ def same_states(got: list[torch.Tensor], wanted: list[torch.Tensor], atol: float
         close(a, b.double(), atol)
 
 
-GRIDS = {"leading": Leading(), "linspace": Linspace(), "trailing": Trailing()}
+SPACING = {"leading": Leading(), "linspace": Linspace(), "trailing": Trailing()}
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7])
@@ -371,7 +386,7 @@ def test_ddim_is_that_of_diffusers(eta, spacing, steps, table, curve, theirs):
     from diffusers import DDIMScheduler
 
     schedule, x = Betas(curve, table), pictures(2)
-    grid = type(GRIDS[spacing])(table)
+    grid = type(SPACING[spacing])(table)
     peer = DDIMScheduler(table, clip_sample=False, timestep_spacing=spacing, beta_schedule=theirs)
     peer.alphas_cumprod, peer.final_alpha_cumprod = schedule.alpha_bar, ONE
     peer.set_timesteps(steps)
@@ -412,7 +427,7 @@ def test_ddpm_is_that_of_diffusers(monkeypatch, variance, spacing, steps):
         monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: fresh(x)(i))  # noqa: B023
         _, eps = told_by(schedule, states[-1], (k.double() + 1) / 1000)
         states.append(peer.step(eps, k, states[-1]).prev_sample)
-    got = ours(make(Ancestral, steps, GRIDS[spacing], eta=1.0, variance=variance), schedule, x)
+    got = ours(make(Ancestral, steps, SPACING[spacing], eta=1.0, variance=variance), schedule, x)
     # small: they keep the variance above 1e-20, so their last trailing step adds noise of size 1e-10
     same_states(got[:-1], states[:-1], 1e-8)
     if variance == "large" and peer.timesteps[-1] > 0:
@@ -438,7 +453,7 @@ FLOAT32 = 1e-4
 def test_euler_is_that_of_diffusers(schedule, spacing):
     from diffusers import EulerDiscreteScheduler
 
-    x, times = pictures(2), GRIDS[spacing].times(25, schedule)
+    x, times = pictures(2), SPACING[spacing].times(25, schedule)
     peer = EulerDiscreteScheduler()
     in_sigma(peer, schedule, times)
     x, states = float(schedule.sigma(times[0])) * x, []
@@ -449,7 +464,7 @@ def test_euler_is_that_of_diffusers(schedule, spacing):
         _, eps = told_by(schedule, y * schedule.alpha(t), t)
         y = peer.step(eps, t, y).prev_sample.double()
         states.append(y * schedule.alpha(s))
-    same_states(ours(make(Ancestral, 25, GRIDS[spacing]), schedule, x), states, FLOAT32)
+    same_states(ours(make(Ancestral, 25, SPACING[spacing]), schedule, x), states, FLOAT32)
 
 
 @pytest.mark.parametrize("schedule", [Betas(), EDM(), VE()], ids=name)
@@ -598,6 +613,13 @@ def test_karras_is_equation_5_in_sigma_over_alpha(schedule, steps, rho):
     published = (high ** (1 / rho) + i / (steps - 1) * (0.002 ** (1 / rho) - high ** (1 / rho))) ** rho
     times = Karras(rho=rho).times(steps, schedule)[:-1]
     close(schedule.sigma(times) / schedule.alpha(times) / published, torch.ones(steps), 1e-9)
+
+
+@pytest.mark.parametrize("start", [1.0, 0.75, 0.6, 0.03, 1e-6])
+def test_a_tail_is_what_is_left_of_a_grid(start):
+    whole, tail = Quadratic().times(10, VP()), Tail(Quadratic(), start).times(10, VP())
+    assert tail[0] == start and tail[-1] == 0 and (tail.diff() < 0).all()
+    assert torch.equal(tail[1:], whole[whole < start])
 
 
 def test_edms_own_grid_is_karras():

@@ -1,6 +1,7 @@
 """Runs of a second: a network of ten thousand weights on forty digits, composed by Hydra as the command composes it."""
 
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 
 import hydra
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from diffusion_cli import config
@@ -26,6 +28,20 @@ def compose(*words: str, primary: str = "train") -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         return config.plain(hydra.compose(primary, list(words)))
+
+
+def changed(node: dict[str, Any], *words: str) -> dict[str, Any]:
+    """The same config with other values: for many configs that differ little, without composing each."""
+    node = copy.deepcopy(node)
+    for word in words:
+        path, _, value = word.partition("=")
+        *folders, key = path.split(".")
+        place = node
+        for folder in folders:
+            place = place[folder]
+        assert key in place, word
+        place[key] = yaml.safe_load(value)
+    return node
 
 
 def words(outputs: Path, *more: str, name: str = "run") -> list[str]:

@@ -33,7 +33,7 @@ class Uniform(Times):
     """t uniform over (0, 1)."""
 
     def sample(self, schedule: Schedule, source: Source) -> Tensor:
-        return source.uniform("time")
+        return source.uniform("time").clamp(min=1e-6)  # below, EDM's sigma = 80 t^7 is 0 in float32 and a weight 0 / 0
 
 
 class Discrete(Times):

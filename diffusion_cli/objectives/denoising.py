@@ -15,6 +15,7 @@ from diffusion_cli.losses import Loss
 from diffusion_cli.objectives.objective import Objective, Tally
 from diffusion_cli.randomness import Source
 from diffusion_cli.samplers import Sampler, State
+from diffusion_cli.schedules import Schedule, over_pictures
 
 BINS = 10  # of t, for the loss by noise level
 LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0, -8.0)  # log_snr at which denoising is evaluated: nearly clean to nearly noise
@@ -62,15 +63,29 @@ class Denoising(Objective):
         return torch.arange(count) % self.denoiser.network.num_classes
 
     @torch.no_grad()
-    def preview(self, source: Source) -> Mapping[str, Image]:
-        """`samples`: a grid; `steps`: x_t above the foreseen x0, along the way of the first pictures."""
+    def preview(self, pictures: Pictures, source: Source) -> Mapping[str, Image]:
+        """`samples`: a grid; `steps`: x_t above the foreseen x0 along the way of the first samples; `denoised`: what one
+        question makes of real pictures under rising noise."""
         count = min(self.previews, len(source.slots))
         source = Source(source.seed, source.slots[:count], source.step)
         labels = self.preview_labels(count)
         states = walk(self.denoiser, self.sampler, source, labels)
         wanted = set(drawing.evenly(9, self.sampler.steps + 1))
         kept = [state for state in states if state.step in wanted]
-        return {"samples": drawing.grid(to_uint8(kept[-1].x), columns_for(labels)), "steps": trajectory(kept)}
+        samples = drawing.grid(to_uint8(kept[-1].x), columns_for(labels))
+        return {"samples": samples, "steps": trajectory(kept), "denoised": self._denoised(pictures, source)}
+
+    def _denoised(self, pictures: Pictures, source: Source, columns: int = 10) -> Image:
+        schedule, device = self.denoiser.schedule, source.slots.device
+        count = min(columns, len(pictures), len(source.slots))
+        ids = torch.arange(count)
+        x0 = to_float(gather(pictures, ids)).to(device)  # [columns, C, H, W]
+        label = pictures.labels[ids].to(device) if self.labelled and pictures.labels is not None else None
+        t = torch.linspace(1 / count, 1, count, device=device)
+        noise = schedule.noise(Source(source.seed, source.slots[:count]), "denoised", x0.shape[1:])
+        x = schedule.mix(x0, noise, t)
+        named = {"picture": x0, "noised": x / over_pictures(spread(schedule, t), x), "foreseen": self.denoiser(x, t, label)}
+        return drawing.rows({name: to_uint8(row) for name, row in named.items()}, [f"t={float(level):.2f}" for level in t])
 
     @torch.no_grad()
     def evaluate(self, pictures: Pictures, source: Source, batch: int) -> dict[str, float]:
@@ -121,6 +136,11 @@ def walk(
     else:
         x = schedule.mix(init.to(device).expand_as(noise), noise, sampler.grid.times(sampler.steps, schedule)[0])
     return sampler.walk(lambda x, t: denoiser(x, t, cond), schedule, x, lambda i: schedule.noise(source.at(i), "fresh", shape))
+
+
+def spread(schedule: Schedule, t: Tensor) -> Tensor:
+    """What an exploding x_t is divided by to be drawn: 1 where it has about the range of a picture anyway."""
+    return torch.sqrt(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2).clamp(min=1)
 
 
 def columns_for(labels: Tensor | None) -> int | None:

@@ -30,8 +30,8 @@ class Objective(nn.Module):
         """The K names of a tally's figures."""
 
     @abstractmethod
-    def preview(self, source: Source) -> Mapping[str, Image]:
-        """Pictures that show how far training is, the same noise every time."""
+    def preview(self, pictures: Pictures, source: Source) -> Mapping[str, Image]:
+        """Drawings that show how far training is, with the same pictures and noise every time."""
 
     @abstractmethod
     def evaluate(self, pictures: Pictures, source: Source, batch: int) -> dict[str, float]:

@@ -1,0 +1,259 @@
+"""Every option of every group composes, is checked clean, has exactly its constructor's keys, builds, and trains two steps."""
+
+import copy
+import math
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import SMALL, changed, compose
+
+from diffusion_cli import config
+from diffusion_cli.assembly import Facts, denoising_of, rehearse
+from diffusion_cli.build import build
+from diffusion_cli.config import CONFIGS, TRAIN_GROUPS
+from diffusion_cli.data import Batches, Dataset, Pictures
+from diffusion_cli.devices import Compute
+from diffusion_cli.ema import EMA
+from diffusion_cli.errors import ConfigError
+from diffusion_cli.optimizers import Optimizer
+from diffusion_cli.randomness import Source
+from diffusion_cli.settings import Plan
+from diffusion_cli.signatures import signature
+from diffusion_cli.trainer import Trainer
+
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+OPTIONS = [  # (group, option): ("loss/times", "uniform")
+    (file.parent.relative_to(CONFIGS).as_posix(), file.stem)
+    for file in FILES
+    if file.parent != CONFIGS and file.parent.name not in ("experiment", "sweep")
+]
+TINY_MODELS = {
+    "dit": ("model.width=16", "model.depth=1", "model.heads=2"),
+    "unet_basic": ("model.widths=[8,8]", "model.kernel_size=3"),
+    "unet_gated": ("model.width=8", "model.levels=2", "model.time_width=8", "model.bottom_width=8", "model.bottom_channels=4"),
+}
+TINY_UNET = ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipliers=[1,1,1,1]", "model.head_width=8")
+MISSING = {"folder": ("dataset.path=somewhere",), "parquet": ("dataset.path=somewhere",), "hub": ("dataset.repo=some/where",)}
+
+
+def words_of(group: str, option: str) -> list[str]:
+    """The default command line but for one choice, and what that choice cannot do without."""
+    words = [f"{group}={option}"]
+    if group == "prediction":
+        words += ["schedule=vp", "sampler/grid=uniform"]
+    if group == "dataset":
+        words += MISSING.get(option, ())
+    return words
+
+
+@cache
+def digits() -> tuple[Dataset, Pictures]:
+    dataset = build(compose(*SMALL)["dataset"], Dataset, "dataset")
+    pictures = dataset.load("train")
+    assert pictures is not None
+    return dataset, pictures
+
+
+def two_steps(plan: Plan) -> list[torch.Tensor]:
+    """Two updates of a freshly built trainer; the weights before, between and after."""
+    dataset, pictures = digits()
+    facts = Facts(channels=1, image_size=8, classes=list(pictures.classes), labelled=False, fingerprint="")
+    objective = denoising_of(plan.node, facts)
+    optimizer, average = build(plan.node["optimizer"], Optimizer, "optimizer"), build(plan.node["ema"], EMA, "ema")
+    batches = Batches(pictures, plan.trainer.batch, plan.root.seed, flip=True)
+    compute = Compute(torch.device("cpu"), None, False)
+    trainer = Trainer(objective, batches, None, optimizer, average, None, plan.trainer, compute, 0, {})  # type: ignore[arg-type]
+    flat = lambda: torch.cat([p.detach().flatten().clone() for p in objective.parameters()])  # noqa: E731
+    seen, source = [flat()], batches.starting_at(0)
+    for _ in range(2):
+        trainer.step(next(source))
+        seen.append(flat())
+    assert math.isfinite(float(trainer.progress.tallies["loss"].sums))
+    images = trainer.shadow.preview(Source(0, torch.arange(plan.trainer.preview)))
+    assert set(images) == {"samples", "steps"}
+    return seen
+
+
+def option_at(node: dict[str, Any], group: str) -> dict[str, Any]:
+    for part in group.split("/"):
+        node = node[part]
+    return node
+
+
+def objects(node: dict[str, Any], path: str = "") -> list[tuple[str, dict[str, Any]]]:
+    found = [(path, node)] if "_target_" in node else []
+    for key, value in node.items():
+        found += objects(value, f"{path}.{key}".strip(".")) if isinstance(value, dict) else []
+    return found
+
+
+def test_the_groups_are_there() -> None:
+    groups = {group for group, _ in OPTIONS}
+    assert set(TRAIN_GROUPS) <= groups and {"loss/times", "loss/norm", "loss/weight", "optimizer/decay", "sampler/grid"} <= groups
+    assert len(OPTIONS) > 65
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda part: part)
+def test_option(group: str, option: str) -> None:
+    """Composed, checked, its keys its constructor's, rehearsed at its own size, trained two steps at a tiny one."""
+    words = words_of(group, option)
+    node = compose(*words)
+    plan = config.check_train(node)
+    given = TRAIN_GROUPS.get(group, ("", ()))[1]
+    for path, part in objects(option_at(node, group)):
+        expected = set(signature(part["_target_"]).parameters) - set(given if not path else ())
+        assert set(part) - {"_target_"} == expected, f"{group}/{option}.yaml {path}"
+    rehearse(config.check_train(changed(node, "dataset.size=32", "dataset.channels=3")).node)
+    if group == "dataset":
+        assert isinstance(build(plan.node["dataset"], Dataset, "dataset"), Dataset)
+        return
+    model = TINY_MODELS.get(option, TINY_UNET) if group == "model" else TINY_UNET
+    shrunk = model if group == "model" else (*model, "model.multipliers=[1]")
+    before, between, after = two_steps(config.check_train(changed(node, *SMALL, *shrunk)))
+    assert torch.isfinite(after).all()
+    assert not torch.equal(before, between) and not torch.equal(between, after), "the weights do not move"
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "schedule"])
+def test_shifted_takes_every_schedule(option: str) -> None:
+    if option == "shifted":
+        return
+    node = compose("schedule=shifted", f"schedule@schedule.base={option}")
+    assert node["schedule"]["base"] == compose(f"schedule={option}")["schedule"] and node["schedule"]["factor"] == 3.0
+    config.check_train(node)
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sampler"])
+def test_sample_takes_every_sampler(option: str) -> None:
+    settings, sampler = config.check_sample(compose("ckpt=somewhere", f"sampler={option}", primary="sample"))
+    assert settings.ckpt == "somewhere" and sampler["steps"] is not None
+    _, alone = config.check_sample(compose("ckpt=somewhere", "sampler.steps=7", primary="sample"))
+    assert alone == {"steps": 7}
+
+
+@pytest.mark.parametrize("option", [file.stem for file in (CONFIGS / "sampler" / "grid").glob("*.yaml")])
+def test_sample_takes_every_grid(option: str) -> None:
+    _, sampler = config.check_sample(compose("ckpt=x", "sampler=heun", f"sampler/grid={option}", primary="sample"))
+    assert sampler["grid"] == compose(f"sampler/grid={option}")["sampler"]["grid"]
+
+
+def test_steps_given_to_a_named_sampler_win() -> None:
+    """sample.yaml says sampler.steps null: null must not overwrite what the sampler's own file says, and a word must."""
+    for option, own in (("heun", 18), ("ddim", 50)):
+        node = compose("ckpt=x", f"sampler={option}", primary="sample")
+        assert config.check_sample(node)[1]["steps"] == own
+        node = compose("ckpt=x", f"sampler={option}", "sampler.steps=3", primary="sample")
+        assert config.check_sample(node)[1]["steps"] == 3
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONFIGS).as_posix())
+def test_file_keeps_the_house_rules(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert re.match(r"# \S", text), "the first line says what it is: --help shows it"
+    assert "${hydra:" not in text
+    missing = {line.split(":")[0].strip() for line in text.splitlines() if re.search(r":\s*\?\?\?", line)}
+    assert missing <= {"path", "ckpt", "repo"}
+    defaults = (yaml.safe_load(text) or {}).get("defaults", [])
+    if file.parent == CONFIGS:
+        assert defaults[0] == "_self_", "or the file silently beats every group and experiment"
+    elif "_self_" in defaults:
+        assert defaults[-1] == "_self_", "a file's own values win over the file that it is made of"
+
+
+@pytest.mark.parametrize("number", ["3e-4", "1e-8", "1.0e-6"])
+def test_exponents_are_numbers(number: str) -> None:
+    """YAML 1.1 reads 3e-4 as text; OmegaConf does not."""
+    assert compose(f"optimizer.lr={number}")["optimizer"]["lr"] == float(number)
+    assert isinstance(compose()["optimizer"]["eps"], float)
+
+
+PAIRS = [
+    (("prediction=eps",), "prediction=eps is impossible"),
+    (("prediction=score", "schedule=zero_snr"), "prediction=score is impossible"),
+    (("prediction=eps", "schedule=shifted"), "prediction=eps is impossible"),
+    (("prediction=eps", "schedule=cosine", "schedule.zero_terminal_snr=true"), "prediction=eps is impossible"),
+    (("trainer.steps=null",), "the run has no end"),
+    (("trainer.batch=10", "trainer.accumulate=3"), "the batch must be a multiple"),
+    (("sampler/grid=trailing", "sampler.steps=1001"), "only 1000 indices"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), PAIRS, ids=lambda part: " ".join(part) if isinstance(part, tuple) else "")
+def test_impossible_pairs_are_refused(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        config.check_train(compose(*words))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [("prediction=eps", "schedule=vp"), ("prediction=eps", "schedule=shifted", "schedule@schedule.base=vp"),
+                                   ("prediction=v", "schedule=zero_snr"), ("trainer.steps=null", "trainer.minutes=0.5"),
+                                   ("sampler/grid=trailing", "sampler.steps=1000")], ids=" ".join)  # fmt: skip
+def test_possible_pairs_are_taken(words: tuple[str, ...]) -> None:
+    config.check_train(compose(*words))
+
+
+def test_the_check_agrees_with_the_schedules() -> None:
+    """What the config foresees of alpha(1) = 0, from the words alone, is what the object says."""
+    from diffusion_cli.schedules import Schedule
+
+    for _, option in [pair for pair in OPTIONS if pair[0] == "schedule"]:
+        node = compose(f"schedule={option}")["schedule"]
+        assert config._ends_in_noise(node) == build(node, Schedule, "schedule").reaches_zero, option
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    node = compose("trainer.batch=-1", "optimizer.lr=0", "seed=-5", "loss.norm._target_=os.system", "dataset.resize=bend")
+    with pytest.raises(ConfigError) as caught:
+        config.check_train(node)
+    lines = str(caught.value).splitlines()
+    keys = ("trainer.batch", "optimizer.lr", "seed", "loss.norm._target_", "dataset.resize")
+    assert len(lines) == 5 and all(any(line.startswith(key) for line in lines) for key in keys)
+
+
+@pytest.mark.parametrize("name", ["/", "/tmp/x", ".", "..", "a/../b", "a/..", "./a", "a b", "a=b", "a,b", "a//b", "a/", "", "a\nb", ".lock"])
+def test_names_stay_inside_the_folder_of_runs(name: str) -> None:
+    node = compose()
+    node["name"] = name
+    with pytest.raises(ConfigError, match="name is "):
+        config.check_train(node)
+
+
+@pytest.mark.parametrize("name", ["a", "a/b", "digits-v-cosine", "lr_3e-4", "x.y", 7, 1.5])
+def test_good_names_are_taken(name: object) -> None:
+    node = compose()
+    node["name"] = name
+    assert config.check_train(node).root.name == str(name)
+
+
+MUTANTS = [None, True, -1, 0, 1.5, math.nan, math.inf, "word", "", [], [1, "a"], {}, {"_target_": "os.system"}, "???", 10**400]
+
+
+def test_any_value_anywhere_is_taken_or_refused_in_words() -> None:
+    """Every key of the default config, replaced by every kind of value or left out: an answer, never a crash."""
+    base = compose()
+
+    def places(node: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+        return [p for key, value in node.items() for p in ([(*path, key)] + (places(value, (*path, key)) if isinstance(value, dict) else []))]
+
+    refused = taken = 0
+    for place in places(base):
+        for mutant in [*MUTANTS, "left out"]:
+            node = copy.deepcopy(base)
+            inner = option_at(node, "/".join(place[:-1])) if place[:-1] else node
+            if mutant == "left out":
+                del inner[place[-1]]
+            else:
+                inner[place[-1]] = mutant
+            try:
+                config.check_train(node)
+                taken += 1
+            except ConfigError as error:
+                assert place[-1] in str(error) or place[0] in str(error) or "no end" in str(error), (place, mutant, str(error))
+                refused += 1
+    assert refused > 4 * taken
+

@@ -1,0 +1,114 @@
+"""Every experiment and sweep composes to what its file says, word for word."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from tiny import compose
+
+from diffusion_cli import config
+from diffusion_cli.assembly import rehearse
+from diffusion_cli.config import CONFIGS
+from diffusion_cli.settings import flat
+
+EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
+SWEEPS = sorted((CONFIGS / "sweep").glob("*.yaml"))
+names = lambda path: path.stem  # noqa: E731
+
+
+def composed(*words: str) -> Any:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose("train", list(words), return_hydra_config=True)
+
+
+def stated(file: Path, node: dict[str, Any]) -> dict[str, Any]:
+    """{key: value} of what a file says, references resolved in the composed config."""
+    said = OmegaConf.load(file)
+    defaults = said.pop("defaults", [])
+    assert all(isinstance(entry, str) or len(entry) == 1 for entry in defaults)
+    whole = OmegaConf.create(node)
+    found = flat(OmegaConf.to_container(said, resolve=False))
+    for key, value in found.items():
+        reference = re.fullmatch(r"\$\{([\w.]+)\}", str(value))
+        found[key] = OmegaConf.select(whole, reference[1]) if reference else value
+    return found
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=names)
+def test_every_value_that_it_states_is_the_value_composed(file: Path) -> None:
+    node = compose(f"experiment={file.stem}")
+    actual = flat(node)
+    for key, value in stated(file, node).items():
+        assert actual[key] == value and type(actual[key]) is type(value), key
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=names)
+def test_every_choice_that_it_states_is_made(file: Path) -> None:
+    choices = composed(f"experiment={file.stem}").hydra.runtime.choices
+    wanted = {next(iter(entry)): entry[next(iter(entry))] for entry in OmegaConf.load(file).get("defaults", [])}
+    assert wanted
+    for slot, option in wanted.items():
+        assert choices[slot.removeprefix("override /")] == option, slot
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=names)
+def test_it_can_be_run(file: Path) -> None:
+    """Checked clean, and every constructor takes its values (without memory)."""
+    rehearse(config.check_train(compose(f"experiment={file.stem}")).node)
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=names)
+def test_its_header_says_what_it_is(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    header = lines[1 : next(i for i, line in enumerate(lines) if line.startswith("defaults:"))]
+    assert lines[0] == "# @package _global_"
+    assert len(header) >= 4 and all(line.startswith("#") for line in header), "what for, on what hardware, by which command"
+    assert len(header[0]) > 20 and re.search("# (After|For): ", "\n".join(header))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=names)
+def test_commands_in_its_header_compose(file: Path) -> None:
+    """What stands there to be copied is right."""
+    for command in re.findall(r"^# +(diffusion-(?:train|sample) .*?)(?:  +.*)?$", file.read_text(), re.M):
+        program, *words = command.split()
+        words = [word for word in words if not word.startswith("-")]
+        if program == "diffusion-sample":
+            config.check_sample(compose(*words, primary="sample"))
+            assert next(word for word in words if word.startswith("ckpt=")).endswith(file.stem)
+            continue
+        swept = next((word for word in words if "," in word), None)
+        for value in swept.partition("=")[2].split(",") if swept else [None]:
+            here = [f"{swept.partition('=')[0]}={value}" if word == swept and swept else word for word in words]
+            rehearse(config.check_train(compose(*here)).node)
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=names)
+def test_the_command_line_wins_over_it(file: Path) -> None:
+    node = compose(f"experiment={file.stem}", "trainer.batch=6", "optimizer.lr=0.5", "loss/weight=min_snr", "sampler.steps=3")
+    assert (node["trainer"]["batch"], node["optimizer"]["lr"], node["sampler"]["steps"]) == (6, 0.5, 3)
+    assert node["loss"]["weight"]["_target_"].endswith("MinSNR")
+
+
+def test_digits_is_the_default() -> None:
+    default, digits = compose(), compose("experiment=digits")
+    for node in (default, digits):
+        node.pop("experiment", None)
+    assert digits == default
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=names)
+def test_every_run_of_a_sweep_is_possible(file: Path) -> None:
+    found = composed(f"sweep={file.stem}")
+    params = dict(found.hydra.sweeper.params)
+    assert str(found.hydra.mode).endswith("MULTIRUN") and params
+    lists = {key: str(value).split(",") for key, value in params.items()}
+    assert all(len(values) > 1 for values in lists.values())
+    import itertools
+
+    for values in itertools.product(*lists.values()):
+        rehearse(config.check_train(compose(*(f"{k}={v}" for k, v in zip(lists, values, strict=True)))).node)
