@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 import torch
 
 from diffusion_cli.build import build
+from diffusion_cli.data import Dataset
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.losses import Loss
 from diffusion_cli.models import Network
@@ -50,9 +51,7 @@ def denoising_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] =
 
 def rehearse(node: Mapping[str, Any], trust: Collection[str] = ()) -> None:
     """Builds everything once, without memory and data: what constructors refuse is said before any data is read."""
-    dataset = node["dataset"]
-    facts = Facts(
-        channels=dataset["channels"], image_size=dataset["size"], classes=["?"], labelled=dataset["labels"], fingerprint=""
-    )
+    dataset = build(node["dataset"], Dataset, "dataset", trust=trust)
+    facts = Facts(channels=dataset.channels, image_size=dataset.size, classes=["?"], labelled=dataset.labels, fingerprint="")
     with torch.device("meta"):
         denoising_of(node, facts, trust)

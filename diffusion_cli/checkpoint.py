@@ -99,13 +99,21 @@ def good(parent: Path) -> Iterator[Checkpoint | Damaged]:
             yield error
 
 
-def tidy(parent: Path, keep: int) -> None:
-    """Removes what an interrupted save left, and all but the newest `keep` checkpoints, once the newest is known to be good."""
+def sweep(parent: Path) -> None:
+    """Removes what an interrupted save or removal left."""
     for path in parent.glob(".step_*"):
         storage.remove(path)
+
+
+def tidy(parent: Path, keep: int) -> None:
+    """Removes what an interrupted save left, and all but the newest `keep` checkpoints, once the newest is known to be good."""
+    sweep(parent)
     names = folders(parent)
     if keep and len(names) > keep:
-        load(names[0])
+        try:
+            load(names[0])
+        except Damaged as error:
+            raise StorageError(f"what was just saved cannot be read back, so no older checkpoint is removed: {error}") from None
         for path in names[keep:]:
             storage.remove(path)
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 
 from diffusion_cli import config, help, settings
@@ -137,9 +138,7 @@ def _in_our_words(error: Exception, primary: str, argv: list[str]) -> str:
         # a key of an experiment's file is named in full by OmegaConf
         full = re.search(r"full_key: (\S+)", text)
         key = full[1] if full else key
-        known = _keys(
-            primary, [word for word in overrides(argv) if word.lstrip("+~").partition("=")[0].partition("@")[0] != key]
-        )
+        known = _keys(primary, argv, key)
         where = re.search(r"In '([^']+)'", text)
         source = f"{where[1]}: " if where else ""
         return f"{source}{key} is not a setting: {_closest(key, known)}"
@@ -176,21 +175,25 @@ def _parses(word: str) -> bool:
     return True
 
 
-def _keys(primary: str, words: list[str]) -> list[str]:
-    """Every key and group that the command knows, composed without the words that it does not."""
+def _keys(primary: str, argv: Sequence[str], unknown: str) -> list[str]:
+    """Every key and group that the command knows, composed without the word that it does not."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     GlobalHydra.instance().clear()
     groups = [str(path.relative_to(config.CONFIGS)) for path in config.CONFIGS.rglob("*") if path.is_dir()]
+    flags = ("--config-dir", "-cd")
+    own = [Path(folder).absolute() for flag, folder in pairwise(argv) if flag in flags]
+    own += [Path(word.partition("=")[2]).absolute() for word in argv if word.startswith("--config-dir=")]
+    search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in own)}]"] if own else []
+    words = [word for word in overrides(argv) if word.lstrip("+~").partition("=")[0].partition("@")[0] != unknown]
     with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         try:
-            composed = hydra.compose(primary, words)
+            composed = hydra.compose(primary, [*words, *search])
         except Exception:  # another word is wrong too: what is known without any of them
             composed = hydra.compose(primary)
-    nodes = settings.flat(OmegaConf.to_container(composed))  # type: ignore[arg-type]
-    return [*nodes, *groups]
+    return [*settings.flat(OmegaConf.to_container(composed)), *groups]  # type: ignore[arg-type]
 
 
 def swept_keys(argv: Sequence[str]) -> set[str]:

@@ -72,7 +72,7 @@ def curve(
     xs, ys = [x for x, _ in points], [y for _, y in points]
     logarithmic = min(ys) > 0 and max(ys) > 20 * min(ys)
     scale = (lambda y: math.log10(y)) if logarithmic else (lambda y: y)
-    low, high = (scale(min(ys)), scale(max(ys))) if logarithmic else (min(0.0, min(ys)), max(ys))
+    low, high = (scale(min(ys)), scale(max(ys))) if logarithmic else (min(0.0, min(ys)), max(0.0, max(ys)))
     first, last, high = min(xs), max(max(xs), min(xs) + 1), max(high, low + 1e-9)
 
     def place(x: float, y: float) -> tuple[float, float]:

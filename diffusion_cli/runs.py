@@ -48,7 +48,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
         storage.write(path, "".join(line + "\n" for line in kept).encode())
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else None, flush_secs=30)
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else 0, flush_secs=30)
 
     def figures(self, step: int, values: Mapping[str, float]) -> None:
         storage.append(self.folder / "metrics.jsonl", json.dumps({"step": step, **values}) + "\n")
@@ -60,6 +60,13 @@ class Run:
         rows = map(json.loads, _whole_lines(self.folder / "metrics.jsonl"))
         return [(row["step"], row[tag]) for row in rows if tag in row]
 
+    def last_figures(self) -> dict[str, float]:
+        """The newest loss, speed and evaluation that were written: what `Trainer.fit` returned, read back."""
+        rows = map(json.loads, _whole_lines(self.folder / "metrics.jsonl"))
+        newest = {tag: value for row in rows for tag, value in row.items() if tag.count("/") == 1}
+        wanted = ("train/loss", "speed/images_per_second")
+        return {tag: value for tag, value in newest.items() if tag in wanted or tag.startswith("evaluate")}
+
     def picture(self, step: int, tag: str, image: Image) -> Path:
         path = self.samples / f"{tag}_{step:08d}.png"
         storage.write(path, drawing.png(image, {"step": step, "tag": tag}))
@@ -69,10 +76,11 @@ class Run:
     def text(self, tag: str, text: str, step: int = 0) -> None:
         self._on_board("add_text", tag, text, step)
 
-    def hyperparameters(self, choices: Mapping[str, Any], figures: Mapping[str, float]) -> None:
-        """One row of TensorBoard's table of runs."""
+    def hyperparameters(self, step: int, choices: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """One row of TensorBoard's table of runs. It draws the figures too, so they have names of their own."""
         plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in choices.items()}
-        self._on_board("add_hparams", plain, dict(figures), run_name=".")
+        final = {f"final/{tag}": value for tag, value in figures.items()}
+        self._on_board("add_hparams", plain, final, run_name=".", global_step=step)
 
     def _on_board(self, method: str, *arguments: Any, **named: Any) -> None:
         """TensorBoard is a convenience: when its disk fails, training goes on without it."""

@@ -37,6 +37,10 @@ class Trainer:
             limits.append(-(-self.images // self.batch))
         return min(limits) if limits else 2**62
 
+    def reached(self, step: int, seconds: float) -> bool:
+        """Whether a run that made so many steps in so many seconds of training is at its end."""
+        return step >= self.total or (self.minutes is not None and seconds >= 60 * self.minutes)
+
 
 @dataclass(frozen=True)
 class Train:

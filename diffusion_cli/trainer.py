@@ -132,15 +132,12 @@ class Trainer:
                 progress.seconds += time.perf_counter() - began - paused
                 bar.update()
         if stop.number and not done:
-            raise Stopped(
-                f"stopped by {signal.Signals(stop.number).name} at step {progress.step}, saved: the same command goes on",
-                stop.number,
-            )
+            name, saved = signal.Signals(stop.number).name, ", saved" if progress.step > first else ", nothing new to save"
+            raise Stopped(f"stopped by {name} at step {progress.step}{saved}: the same command goes on", stop.number)
         return figures
 
     def done(self) -> bool:
-        limit = self.settings.minutes
-        return self.progress.step >= self.settings.total or (limit is not None and self.progress.seconds >= 60 * limit)
+        return self.settings.reached(self.progress.step, self.progress.seconds)
 
     def step(self, batch: Batch) -> None:
         """One update of the weights: forward and backward by parts, clip, optimizer, average."""

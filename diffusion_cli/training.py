@@ -39,14 +39,17 @@ def train(plan: Plan) -> dict[str, float]:
         _draw_data(node, dataset, folder, root.trust)
         return {}
     start = _start(folder, node, root.resume)
-    if start is not None and start.step >= settings.total:
-        say(f"{folder} is finished at step {start.step:,}: a larger trainer.steps= goes on, another name= starts anew")
+    ended = status_of(folder).get("state") == "finished"  # or interrupted after its last checkpoint: the rest is made up for
+    if start is not None and ended and settings.reached(start.step, start.state["seconds"]):
+        limit = "steps" if settings.steps is not None else "images" if settings.images is not None else "minutes"
+        say(f"{folder} is finished at step {start.step:,}: a larger trainer.{limit}= goes on, another name= starts anew")
         _say_next(folder)
         return dict(status_of(folder).get("figures", {}))
     run = Run(folder)
     step = start.step if start else 0
     try:
         run.status("running", step, total=settings.total)
+        checkpoint.sweep(run.checkpoints)
         pictures, held_out = dataset.load("train"), dataset.load("test")
         assert pictures is not None
         facts = _facts(dataset, pictures)
@@ -80,9 +83,9 @@ def train(plan: Plan) -> dict[str, float]:
         run.open_figures(step)
         if start is None:
             run.text("config", "```yaml\n" + yaml.safe_dump(saved["config"], sort_keys=False) + "```")
-        figures = trainer.fit(start)
+        figures = trainer.fit(start) or run.last_figures()
         step = trainer.progress.step
-        run.hyperparameters(flat(saved["config"]), figures)
+        run.hyperparameters(step, flat(saved["config"]), figures)
         _draw_history(run)
         run.status("finished", step, total=settings.total, figures=figures)
         say(

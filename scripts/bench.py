@@ -11,7 +11,9 @@ AdamW as it comes, EMAModel, and DDIMPipeline. Its data loader and accelerate ar
 
 Contestants take turns in one process, the order rotated in every round; figures are medians. `ratio` is how many times
 faster this is by the medians, `paired` the median of the ratios round by round, which holds when the machine's speed
-drifts. A sample during which other processes used more than 0.10 core is dropped, if enough clean ones are left.
+drifts, and `cpu` the same of the CPU seconds that this process and its children used: with OMP_NUM_THREADS=1 that holds on
+a busy machine too (with more threads, waiting for each other counts as work; on a GPU it says nothing). A sample during
+which other processes used more than 0.10 core is dropped, if enough clean ones are left.
 """
 
 import argparse
@@ -44,10 +46,11 @@ MENDED = "from diffusion_cli.vision import mend_torchvision; mend_torchvision();
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed call. foreign: cores that other processes used meanwhile, None where the system does not tell."""
+    """One timed call. foreign: cores that other processes used meanwhile; own: CPU seconds of this one; None: not known."""
 
     seconds: float
     foreign: float | None = None
+    own: float | None = None
 
     @property
     def clean(self) -> bool:
@@ -81,7 +84,8 @@ def timed(call: Callable[[], object]) -> Sample:
     seconds, after = time.perf_counter() - began, cpu_seconds()
     if before is None or after is None:
         return Sample(seconds)
-    return Sample(seconds, max(0.0, (after[0] - before[0]) - (after[1] - before[1])) / seconds)
+    own = after[1] - before[1]
+    return Sample(seconds, max(0.0, after[0] - before[0] - own) / seconds, own)
 
 
 def take_turns(contestants: Sequence[Contestant], least: int, most: int) -> dict[str, list[Sample]]:
@@ -128,9 +132,11 @@ def compare(
     here, there = figures(mine, ours.amount, unit), figures(theirs, peer.amount, unit)
     faster = there["median"] / here["median"] if unit == "s" else here["median"] / there["median"]
     paired = statistics.median((b.seconds / peer.amount) / (a.seconds / ours.amount) for a, b in pairs)
+    used = [(a.own / ours.amount, b.own / peer.amount) for a, b in zip(mine, theirs, strict=True) if a.own and b.own]
+    cpu = statistics.median(b / a for a, b in used) if len(used) == len(mine) else None
     return {
         "what": what, "unit": unit, "peer_is": peer.name, "ours": here, "peer": there, "ratio": faster, "paired": paired,
-        "pairs": len(pairs),
+        "cpu": cpu, "pairs": len(pairs),
     }  # fmt: skip
 
 
@@ -138,21 +144,25 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row's texts in the order of HEAD; without a peer it has figures of ours alone."""
+    sides = [row["ours"], row["peer"]] if row.get("peer") else [row["ours"]]
+    shown = ["/".join(number(side[key]) for key in ("min", "median", "max")) for side in sides]
+    kept = [" (kept)" if side["disturbed"] > side["dropped"] else "" for side in sides]
+    count = " + ".join(f"{side['disturbed']} of {side['samples']}{word}" for side, word in zip(sides, kept))
+    if len(sides) == 1:
+        return [row["what"], row["unit"], shown[0], "", "", "", "", count, ""]
+    ratios = [f"{row[key]:.2f}" if row[key] is not None else "" for key in ("ratio", "paired", "cpu")]
+    return [row["what"], row["unit"], *shown, *ratios, count, row["peer_is"]]
+
+
+HEAD = ["", "unit", "ours min/median/max", "peer min/median/max", "ratio", "paired", "cpu", "disturbed", "peer"]
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as text; a row without a peer has figures of ours alone."""
-    cells = [["", "unit", "ours min/median/max", "peer min/median/max", "ratio", "paired", "disturbed", "peer"]]
-    for row in rows:
-        sides = [row["ours"], *([row["peer"]] if row.get("peer") else [])]
-        shown = ["/".join(number(side[key]) for key in ("min", "median", "max")) for side in sides]
-        count = " + ".join(
-            f"{s['disturbed']} of {s['samples']}{' (kept)' if s['disturbed'] > s['dropped'] else ''}" for s in sides
-        )
-        rest = (
-            [f"{row['ratio']:.2f}", f"{row['paired']:.2f}", count, row["peer_is"]] if row.get("peer") else ["", "", count, ""]
-        )
-        cells.append([row["what"], row["unit"], shown[0], shown[1] if len(shown) > 1 else "", *rest])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
+    lines = [HEAD, *map(cells, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
 def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -163,6 +173,8 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         low, high = sorted((row["ratio"], row["paired"]))
         says = f"{row['what']}: {row['ratio']:.2f} by the medians, {row['paired']:.2f} by pairs"
+        if any(side["disturbed"] > side["dropped"] for side in (row["ours"], row["peer"])):
+            says += ", from disturbed samples: run it again on a quiet machine"
         if high < 0.95:
             behind.append(f"BEHIND {row['peer_is']} in {says}")
         elif low < 1.05:

@@ -75,7 +75,7 @@ def two_steps(plan: Plan) -> list[torch.Tensor]:
         seen.append(flat())
     assert math.isfinite(float(trainer.progress.tallies["loss"].sums))
     images = trainer.shadow.preview(Source(0, torch.arange(plan.trainer.preview)))
-    assert set(images) == {"samples", "steps"}
+    assert set(images) >= {"samples", "steps"}
     return seen
 
 

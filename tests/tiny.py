@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import signal
@@ -18,13 +19,18 @@ from diffusion_cli import config
 
 SMALL_NETWORK = ("model.width=8", "model.groups=4", "model.multipliers=[1]")
 SMALL = (
-    "dataset.limit=40", "trainer.batch=8", "trainer.steps=4", "trainer.preview=4", "trainer.report_every=1",
+    "dataset.limit=40", "dataset.labels=false", "seed=0", "trainer.batch=8", "trainer.steps=4", "trainer.preview=4", "trainer.report_every=1",
     "trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.save_every=2", "sampler.steps=2", "device=cpu",
 )  # fmt: skip
 
 
 def compose(*words: str, primary: str = "train") -> dict[str, Any]:
     """The plain config of a command line, references resolved."""
+    return copy.deepcopy(_composed(primary, words))
+
+
+@functools.cache
+def _composed(primary: str, words: tuple[str, ...]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         return config.plain(hydra.compose(primary, list(words)))
