@@ -78,6 +78,8 @@ def load(folder: Path) -> Checkpoint:
     config, state = (
         _parsed(_verified(folder, f"{name}.json", manifest["files"]), folder / name) for name in ("config", "state")
     )
+    if not all(isinstance(config.get(part), dict) for part in ("config", "facts")):
+        raise Damaged(f"{folder / 'config.json'}: without the config and the facts of a run")
     digest = hashlib.sha256(_read(folder / _MANIFEST)).hexdigest()
     return Checkpoint(folder, manifest["step"], digest, config, state)
 

@@ -40,6 +40,9 @@ def sample(settings: Sample, sampler_node: Mapping[str, Any]) -> Path:
     compute = choose(settings.device, settings.precision, settings.compile, say)
     found = find(Path(settings.ckpt))
     node, facts = found.config["config"], found.config["facts"]
+    lacking = [*({"schedule", "prediction", "model", "sampler"} - node.keys()), *(Facts.__required_keys__ - facts.keys())]
+    if lacking:
+        raise StorageError(f"{found.folder} is of another program: its config.json lacks {', '.join(sorted(lacking))}")
     sampler_node = _sampler_node(node, sampler_node)
     sampler = build(sampler_node, Sampler, "sampler", trust=settings.trust)
     denoiser = load_denoiser(found, settings.weights, settings.trust).to(compute.device)

@@ -51,7 +51,14 @@ def test_hostile_target_is_refused(target: object, tmp_path: Path, monkeypatch: 
     """With one line, nothing new imported, nothing run."""
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
-    node = {"_target_": target, "command": "touch owned", "args": ["touch owned"], "f": "owned", "file": "owned", "path": "owned"}
+    node = {
+        "_target_": target,
+        "command": "touch owned",
+        "args": ["touch owned"],
+        "f": "owned",
+        "file": "owned",
+        "path": "owned",
+    }
     for hostile in (node, {"_target_": target}):
         with pytest.raises(ConfigError) as caught:
             build(hostile, Schedule, "schedule")
@@ -70,13 +77,19 @@ def test_no_node_is_refused(node: object) -> None:
 def test_a_target_inside_a_good_node_meets_the_same_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for inner in ("os.system", "diffusion_cli.storage.remove", "diffusion_cli.models.UNet", "diffusion_cli.cli.sys.exit"):
-        node = {"_target_": "diffusion_cli.schedules.Shifted", "base": {"_target_": inner, "command": "touch owned"}, "factor": 2.0}
+        node = {
+            "_target_": "diffusion_cli.schedules.Shifted",
+            "base": {"_target_": inner, "command": "touch owned"},
+            "factor": 2.0,
+        }
         with pytest.raises(ConfigError, match=r"schedule\.base\._target_ is"):
             build(node, Schedule, "schedule")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("key", ["_partial_", "_args_", "_recursive_", "_convert_", "__class__", "__proto__", "self", "cls", "reaches_zero"])
+@pytest.mark.parametrize(
+    "key", ["_partial_", "_args_", "_recursive_", "_convert_", "__class__", "__proto__", "self", "cls", "reaches_zero"]
+)
 def test_odd_keys_are_not_arguments(key: str) -> None:
     with pytest.raises(ConfigError, match="is not an option of Flow"):
         build({**FLOW, key: True}, Schedule, "schedule")

@@ -27,8 +27,17 @@ NONE = lambda operation, path: None  # noqa: E731
 
 def tensors(step: int) -> dict[str, dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(step)
-    weights = {"net/w": torch.randn(7, 5, generator=generator), "net/b": torch.randn(7, generator=generator), "n": torch.tensor(step)}
-    return {"weights": weights, "average": {k: v + 1 for k, v in weights.items()}, "optimizer": {}, "trainer": {"sums": torch.zeros(3)}}
+    weights = {
+        "net/w": torch.randn(7, 5, generator=generator),
+        "net/b": torch.randn(7, generator=generator),
+        "n": torch.tensor(step),
+    }
+    return {
+        "weights": weights,
+        "average": {k: v + 1 for k, v in weights.items()},
+        "optimizer": {},
+        "trainer": {"sums": torch.zeros(3)},
+    }
 
 
 def save(parent: Path, step: int) -> Path:
@@ -72,7 +81,9 @@ def test_no_pickle_in_any_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, None], ids=["full", "broken", "killed"])
-def test_a_fault_at_any_operation_of_a_save_loses_nothing(error: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_at_any_operation_of_a_save_loses_nothing(
+    error: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Save and tidying, stopped at each of their operations in turn: the newest good one is the old or the new, whole."""
 
     def work(parent: Path) -> None:
@@ -143,7 +154,16 @@ def corrupt(folder: Path, other: Path, rng: random.Random) -> list[tuple[str, Ca
 
         ways.append((f"link {name}", link))
     ways.append(("all of another step", lambda p: [shutil.copy(f, p / f.name) for f in other.iterdir()]))  # type: ignore[arg-type, return-value]
-    ways.append(("files swapped among themselves", lambda p: ((p / "weights.safetensors").rename(p / "x"), (p / "average.safetensors").rename(p / "weights.safetensors"), (p / "x").rename(p / "average.safetensors"))))  # type: ignore[arg-type, return-value]  # noqa: E501
+    ways.append(
+        (
+            "files swapped among themselves",
+            lambda p: (
+                (p / "weights.safetensors").rename(p / "x"),
+                (p / "average.safetensors").rename(p / "weights.safetensors"),
+                (p / "x").rename(p / "average.safetensors"),
+            ),
+        )
+    )  # type: ignore[arg-type, return-value]  # noqa: E501
     return ways
 
 
@@ -215,7 +235,9 @@ def test_a_foreign_manifest_is_no_checkpoint(change: Callable[[dict[str, Any]], 
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", "[" * 100_000, '{"format": 1e999}', "\x00", "{'format': 1}"], ids=lambda t: t[:8])
+@pytest.mark.parametrize(
+    "text", ["", "{", "null", "[]", "3", "[" * 100_000, '{"format": 1e999}', "\x00", "{'format': 1}"], ids=lambda t: t[:8]
+)
 def test_a_manifest_that_is_none(text: str, tmp_path: Path) -> None:
     path = save(tmp_path, 10)
     (path / "manifest.json").write_text(text)
@@ -258,7 +280,9 @@ def test_a_file_larger_than_stated_is_not_read(tmp_path: Path) -> None:
 
 def test_tensors_are_verified_again_when_they_are_read(tmp_path: Path) -> None:
     found = checkpoint.load(save(tmp_path, 10))
-    (tmp_path / "step_00000010" / "weights.safetensors").write_bytes(b"x" * (found.folder / "weights.safetensors").stat().st_size)
+    (tmp_path / "step_00000010" / "weights.safetensors").write_bytes(
+        b"x" * (found.folder / "weights.safetensors").stat().st_size
+    )
     with pytest.raises(Damaged, match="SHA-256"):
         found.tensors("weights")
     with pytest.raises(Damaged, match="not in the manifest"):
@@ -271,7 +295,9 @@ def test_only_folders_named_as_checkpoints_are_looked_at(tmp_path: Path) -> None
     for name in ("step_1", "step_00000001x", ".step_00000012.tmp", ".step_00000013.del", "best", "step_-0000001"):
         (tmp_path / name).mkdir()
     (tmp_path / "step_00000014").touch()
-    assert [path.name for path in checkpoint.folders(tmp_path)] == ["step_100000000", "step_99999999"], "by number, not by letter"
+    assert [path.name for path in checkpoint.folders(tmp_path)] == ["step_100000000", "step_99999999"], (
+        "by number, not by letter"
+    )
     assert checkpoint.folders(tmp_path / "nothing") == []
 
 

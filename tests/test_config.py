@@ -74,7 +74,7 @@ def two_steps(plan: Plan) -> list[torch.Tensor]:
         trainer.step(next(source))
         seen.append(flat())
     assert math.isfinite(float(trainer.progress.tallies["loss"].sums))
-    images = trainer.shadow.preview(Source(0, torch.arange(plan.trainer.preview)))
+    images = trainer.shadow.preview(trainer.batches.pictures, Source(0, torch.arange(plan.trainer.preview)))
     assert set(images) >= {"samples", "steps"}
     return seen
 
@@ -94,7 +94,9 @@ def objects(node: dict[str, Any], path: str = "") -> list[tuple[str, dict[str, A
 
 def test_the_groups_are_there() -> None:
     groups = {group for group, _ in OPTIONS}
-    assert set(TRAIN_GROUPS) <= groups and {"loss/times", "loss/norm", "loss/weight", "optimizer/decay", "sampler/grid"} <= groups
+    assert (
+        set(TRAIN_GROUPS) <= groups and {"loss/times", "loss/norm", "loss/weight", "optimizer/decay", "sampler/grid"} <= groups
+    )
     assert len(OPTIONS) > 65
 
 
@@ -215,7 +217,9 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     assert len(lines) == 5 and all(any(line.startswith(key) for line in lines) for key in keys)
 
 
-@pytest.mark.parametrize("name", ["/", "/tmp/x", ".", "..", "a/../b", "a/..", "./a", "a b", "a=b", "a,b", "a//b", "a/", "", "a\nb", ".lock"])
+@pytest.mark.parametrize(
+    "name", ["/", "/tmp/x", ".", "..", "a/../b", "a/..", "./a", "a b", "a=b", "a,b", "a//b", "a/", "", "a\nb", ".lock"]
+)
 def test_names_stay_inside_the_folder_of_runs(name: str) -> None:
     node = compose()
     node["name"] = name
@@ -238,7 +242,11 @@ def test_any_value_anywhere_is_taken_or_refused_in_words() -> None:
     base = compose()
 
     def places(node: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-        return [p for key, value in node.items() for p in ([(*path, key)] + (places(value, (*path, key)) if isinstance(value, dict) else []))]
+        return [
+            p
+            for key, value in node.items()
+            for p in ([(*path, key)] + (places(value, (*path, key)) if isinstance(value, dict) else []))
+        ]
 
     refused = taken = 0
     for place in places(base):
@@ -256,4 +264,3 @@ def test_any_value_anywhere_is_taken_or_refused_in_words() -> None:
                 assert place[-1] in str(error) or place[0] in str(error) or "no end" in str(error), (place, mutant, str(error))
                 refused += 1
     assert refused > 4 * taken
-

@@ -45,7 +45,9 @@ def test_rows_have_names_and_columns() -> None:
     sheet = drawing.rows({"clean": pictures(4), "noised": pictures(4)}, ["a", "b", "c", "d"])
     plain = drawing.grid(pictures(4), columns=4)
     assert sheet.height == 18 + 2 * plain.height and sheet.width > plain.width
-    assert sheet.crop((0, 18, 8 + 30, plain.height)).getcolors() != [((38) * (plain.height - 18), (255, 255, 255))], "the name is drawn"
+    assert sheet.crop((0, 18, 8 + 30, plain.height)).getcolors() != [((38) * (plain.height - 18), (255, 255, 255))], (
+        "the name is drawn"
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(allow_nan=True, allow_infinity=True, width=32)), max_size=5))

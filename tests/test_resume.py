@@ -25,7 +25,13 @@ from diffusion_cli.trainer import Trainer
 TRAIN = str(Path(sys.executable).with_name("diffusion-train"))
 EPOCH = 5  # 40 pictures in batches of 8
 LAST = 12
-BASE = (f"trainer.steps={LAST}", "trainer.report_every=2", "trainer.save_every=0", "trainer.evaluate_every=4", "trainer.preview_every=6")
+BASE = (
+    f"trainer.steps={LAST}",
+    "trainer.report_every=2",
+    "trainer.save_every=0",
+    "trainer.evaluate_every=4",
+    "trainer.preview_every=6",
+)
 CELLS = {
     "plain": (),
     "accumulate": ("trainer.accumulate=2", "model.dropout=0.2"),
@@ -188,7 +194,14 @@ def test_kills_at_random_times(whole, tmp_path: Path) -> None:
 
 def kill_points(every: int, whole, tmp_path: Path, error: int | None) -> None:
     """The whole run, stopped at every so manieth operation of its storage, then run again."""
-    more = ("trainer.steps=4", "trainer.report_every=1", "trainer.save_every=2", "trainer.keep=1", "trainer.evaluate_every=0", "trainer.preview_every=2")
+    more = (
+        "trainer.steps=4",
+        "trainer.report_every=1",
+        "trainer.save_every=2",
+        "trainer.keep=1",
+        "trainer.evaluate_every=0",
+        "trainer.preview_every=2",
+    )
     clean = train(tmp_path, *more, name="clean")
     counter = Fault(0)
     with pytest.MonkeyPatch.context() as patch:
@@ -239,7 +252,13 @@ def at_step(process: subprocess.Popen[str], step: int) -> None:
 
 def test_the_installed_command_is_stopped_by_signals_and_goes_on(tmp_path: Path) -> None:
     """SIGTERM, SIGINT, SIGKILL to real processes in turn, then to the end: equal to the uninterrupted run."""
-    long = ("trainer.steps=400", "trainer.report_every=20", "trainer.save_every=40", "trainer.evaluate_every=0", "trainer.preview_every=0")
+    long = (
+        "trainer.steps=400",
+        "trainer.report_every=20",
+        "trainer.save_every=40",
+        "trainer.evaluate_every=0",
+        "trainer.preview_every=0",
+    )
     run, reached = tmp_path / "run", 0
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
         process = launch(tmp_path, *long)
@@ -251,14 +270,18 @@ def test_the_installed_command_is_stopped_by_signals_and_goes_on(tmp_path: Path)
         if number == signal.SIGKILL:
             break
         (line,) = [line for line in err.splitlines() if line.startswith("diffusion-train: ")]
-        found = re.fullmatch(rf"diffusion-train: stopped by {signal.Signals(number).name} at step (\d+), saved: the same command goes on", line)
+        found = re.fullmatch(
+            rf"diffusion-train: stopped by {signal.Signals(number).name} at step (\d+), saved: the same command goes on", line
+        )
         assert found, line
         assert (status_of(run)["state"], status_of(run)["code"]) == ("preempted", code)
         assert int(found[1]) > reached
         reached = int(found[1])
         assert hashes(run)["step"] == f"step_{reached:08d}"
     assert reached < 400
-    time.sleep(1.1)  # TensorBoard orders its files by the second in which they were begun; a command takes longer than that to start
+    time.sleep(
+        1.1
+    )  # TensorBoard orders its files by the second in which they were begun; a command takes longer than that to start
     train(tmp_path, *BASE, *CELLS["accumulate"], *long)
     clean = train(tmp_path, *BASE, *CELLS["accumulate"], *long, name="clean")
     assert_equal(run, clean)
@@ -268,7 +291,13 @@ def test_the_installed_command_is_stopped_by_signals_and_goes_on(tmp_path: Path)
 @pytest.mark.slow
 def test_a_chain_of_real_kills(tmp_path: Path) -> None:
     """kill -9 of the installed command at random times, ten times."""
-    long = ("trainer.steps=600", "trainer.report_every=20", "trainer.save_every=20", "trainer.evaluate_every=0", "trainer.preview_every=100")
+    long = (
+        "trainer.steps=600",
+        "trainer.report_every=20",
+        "trainer.save_every=20",
+        "trainer.evaluate_every=0",
+        "trainer.preview_every=100",
+    )
     rng = random.Random(1)
     for _ in range(10):
         process = launch(tmp_path, *long)

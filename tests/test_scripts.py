@@ -23,6 +23,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
+timing = load("timing")  # bench.py imports it by this name
 bench, check = load("bench"), load("check_digits")
 
 
@@ -30,30 +31,30 @@ bench, check = load("bench"), load("check_digits")
 
 
 def samples(*seconds: float, foreign: float | None = 0.0) -> list:
-    return [bench.Sample(s, foreign) for s in seconds]
+    return [timing.Sample(s, foreign) for s in seconds]
 
 
 def contestants(amount: float = 1.0, peers_amount: float = 1.0) -> tuple:
-    return bench.Contestant("ours", lambda: None, amount), bench.Contestant("peer", lambda: None, peers_amount)
+    return timing.Contestant("ours", lambda: None, amount), timing.Contestant("peer", lambda: None, peers_amount)
 
 
 def test_disturbed_samples_are_dropped_only_while_enough_clean_ones_are_left() -> None:
     clean, disturbed = samples(1.0, 2.0, 3.0), samples(50.0, foreign=0.11)
-    assert bench.kept([*clean, *disturbed]) == clean
-    assert bench.kept([*clean[:2], *disturbed]) == [*clean[:2], *disturbed]
-    assert bench.kept(samples(1.0, foreign=None)) == samples(1.0, foreign=None)
-    assert bench.Sample(1.0, 0.10).clean
-    found = bench.figures([*clean, *disturbed], 6.0, "images/s")
+    assert timing.kept([*clean, *disturbed]) == clean
+    assert timing.kept([*clean[:2], *disturbed]) == [*clean[:2], *disturbed]
+    assert timing.kept(samples(1.0, foreign=None)) == samples(1.0, foreign=None)
+    assert timing.Sample(1.0, 0.10).clean
+    found = timing.figures([*clean, *disturbed], 6.0, "images/s")
     assert (found["min"], found["median"], found["max"]) == (2.0, 3.0, 6.0)
     assert (found["samples"], found["disturbed"], found["dropped"]) == (4, 1, 1)
-    found = bench.figures([*clean[:2], *disturbed], 1.0, "s")
+    found = timing.figures([*clean[:2], *disturbed], 1.0, "s")
     assert found["median"] == 2.0 and (found["disturbed"], found["dropped"]) == (1, 0)
 
 
 @pytest.mark.parametrize("unit", ["s", "images/s"])
 def test_a_ratio_above_one_is_faster_whatever_the_unit(unit) -> None:
     ours, peer = contestants()
-    row = bench.compare("x", unit, ours, peer, {"ours": samples(1.0, 2.0, 4.0), "peer": samples(3.0, 4.0, 6.0)})
+    row = timing.compare("x", unit, ours, peer, {"ours": samples(1.0, 2.0, 4.0), "peer": samples(3.0, 4.0, 6.0)})
     assert row["ratio"] == 2.0  # of the medians, 4 and 2
     assert row["paired"] == 2.0  # the middle one of 3, 2 and 1.5
     assert row["pairs"] == 3
@@ -63,44 +64,44 @@ def test_paired_ratios_are_of_the_same_round_and_of_the_same_amount() -> None:
     """A machine that slows down eightfold and work of unlike size: the pairs still say twice as fast."""
     ours, peer = contestants(amount=10, peers_amount=5)
     slower = {"ours": samples(1.0, 2.0, 8.0), "peer": samples(1.0, 2.0, 8.0)}
-    row = bench.compare("x", "images/s", ours, peer, slower)
+    row = timing.compare("x", "images/s", ours, peer, slower)
     assert row["paired"] == row["ratio"] == 2.0
-    slower["peer"][1] = bench.Sample(2000.0, foreign=1.0)
+    slower["peer"][1] = timing.Sample(2000.0, foreign=1.0)
     slower = {name: [*found, *samples(4.0)] for name, found in slower.items()}
-    row = bench.compare("x", "images/s", ours, peer, slower)
+    row = timing.compare("x", "images/s", ours, peer, slower)
     assert row["paired"] == 2.0 and row["pairs"] == 3
 
 
 def test_cpu_seconds_are_compared_for_the_same_amount_and_only_where_all_are_known() -> None:
     ours, peer = contestants(amount=10, peers_amount=5)
-    mine = [bench.Sample(9.0, 0.0, own) for own in (1.0, 2.0, 3.0)]
-    theirs = [bench.Sample(1.0, 0.0, own) for own in (1.0, 3.0, 1.5)]
-    row = bench.compare("x", "s", ours, peer, {"ours": mine, "peer": theirs})
+    mine = [timing.Sample(9.0, 0.0, own) for own in (1.0, 2.0, 3.0)]
+    theirs = [timing.Sample(1.0, 0.0, own) for own in (1.0, 3.0, 1.5)]
+    row = timing.compare("x", "s", ours, peer, {"ours": mine, "peer": theirs})
     assert row["cpu"] == 2.0  # the middle one of 2, 3 and 1
-    assert bench.cells(row)[6] == "2.00"
-    theirs[0] = bench.Sample(1.0)
-    assert bench.compare("x", "s", ours, peer, {"ours": mine, "peer": theirs})["cpu"] is None
+    assert timing.cells(row)[6] == "2.00"
+    theirs[0] = timing.Sample(1.0)
+    assert timing.compare("x", "s", ours, peer, {"ours": mine, "peer": theirs})["cpu"] is None
 
 
 def test_contestants_take_turns_in_rotated_order_until_enough_samples_are_clean(monkeypatch) -> None:
     order: list[str] = []
-    everyone = [bench.Contestant(name, lambda name=name: order.append(name)) for name in "abc"]
+    everyone = [timing.Contestant(name, lambda name=name: order.append(name)) for name in "abc"]
     foreign = iter([1.0] * 6 + [0.0] * 100)  # two rounds are disturbed
 
     def timed(call):
         call()
-        return bench.Sample(1.0, next(foreign))
+        return timing.Sample(1.0, next(foreign))
 
     monkeypatch.setattr(bench, "timed", timed)
-    found = bench.take_turns(everyone, 3, 9)
+    found = timing.take_turns(everyone, 3, 9)
     assert "".join(order) == "abcbcacababcbca"
     assert {name: sum(s.clean for s in mine) for name, mine in found.items()} == {"a": 3, "b": 3, "c": 3}
     foreign = iter([1.0] * 100)
-    assert [len(mine) for mine in bench.take_turns(everyone, 2, 4).values()] == [4, 4, 4]
+    assert [len(mine) for mine in timing.take_turns(everyone, 2, 4).values()] == [4, 4, 4]
 
 
 def test_a_real_call_is_timed_and_its_own_work_is_not_foreign() -> None:
-    sample = bench.timed(lambda: sum(range(10)))
+    sample = timing.timed(lambda: sum(range(10)))
     assert sample.seconds > 0
     assert sample.foreign is None or sample.foreign >= 0
 
@@ -109,15 +110,15 @@ def test_the_table_has_every_figure_and_says_what_was_kept() -> None:
     ours, peer = contestants(amount=10, peers_amount=10)
     disturbed = {"ours": samples(1.0, 2.0, 4.0, foreign=0.5), "peer": samples(2.0, 4.0, 8.0)}
     rows = [
-        bench.compare("training", "images/s", ours, peer, disturbed),
-        {"what": "digits", "unit": "s", "ours": bench.figures(samples(61.25), 1, "s")},
+        timing.compare("training", "images/s", ours, peer, disturbed),
+        {"what": "digits", "unit": "s", "ours": timing.figures(samples(61.25), 1, "s")},
     ]
-    head, training, digits = bench.table(rows).splitlines()
+    head, training, digits = timing.table(rows).splitlines()
     assert all(word in head for word in ("ratio", "paired", "cpu"))
     words = ["training", "images/s", "2.5/5/10", "1.25/2.5/5", "2.00", "2.00", "3 of 3 (kept) + 0 of 3", "peer"]
     assert " ".join(training.split()) == " ".join(words)
     assert " ".join(digits.split()) == "digits s 61.2/61.2/61.2 0 of 1"
-    assert bench.number(12345.6) == "12,346"
+    assert timing.number(12345.6) == "12,346"
 
 
 @pytest.mark.parametrize(
@@ -132,9 +133,9 @@ def test_the_table_has_every_figure_and_says_what_was_kept() -> None:
 def test_where_ours_is_behind_is_said(ratio, paired, word) -> None:
     quiet, disturbed = {"disturbed": 2, "dropped": 2}, {"disturbed": 2, "dropped": 0}
     row = {"what": "sampling", "ours": quiet, "peer": quiet, "peer_is": "peer", "ratio": ratio, "paired": paired}
-    said = bench.verdicts([row, {"what": "digits", "ours": quiet}])
+    said = timing.verdicts([row, {"what": "digits", "ours": quiet}])
     assert len(said) == 1 and said[0].startswith(word) and "quiet machine" not in said[0]
-    said = bench.verdicts([{**row, "peer": disturbed}])
+    said = timing.verdicts([{**row, "peer": disturbed}])
     assert ("quiet machine" in said[0]) == ("sampling" in said[0])
 
 
@@ -143,7 +144,7 @@ def test_where_ours_is_behind_is_said(ratio, paired, word) -> None:
 
 def test_arguments(tmp_path, capsys) -> None:
     quick, full = bench.arguments(["--quick"]), bench.arguments([])
-    assert quick.rounds < full.rounds and quick.seconds < full.seconds and quick.rounds >= bench.ENOUGH
+    assert quick.rounds < full.rounds and quick.seconds < full.seconds and quick.rounds >= timing.ENOUGH
     assert (full.device, full.precision, full.compile, full.compile_peer, full.out) == ("auto", "auto", "auto", False, None)
     assert bench.arguments(["--out", str(tmp_path / "x.json")]).out == tmp_path / "x.json"
     for words, says in [

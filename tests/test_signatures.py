@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 from diffusion_cli import signatures
 from diffusion_cli.config import CONFIGS
 from diffusion_cli.errors import ConfigError
-from diffusion_cli.signatures import Choice, Either, Nothing, Object, Scalar, Sequence, check, check_values, did_you_mean, signature
+from diffusion_cli.signatures import (
+    Choice,
+    Either,
+    Nothing,
+    Object,
+    Scalar,
+    Sequence,
+    check,
+    check_values,
+    did_you_mean,
+    signature,
+)
 
 SOURCE = '''
 from __future__ import annotations
@@ -211,7 +222,12 @@ def test_did_you_mean_always_answers(word: str, words: list[str]) -> None:
     assert did_you_mean(word, words)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda v: st.lists(v) | st.dictionaries(st.text(), v),
+    )
+)
 def test_check_never_crashes(value: object) -> None:
     """Whatever YAML or JSON can hold, in place of a node or of its values."""
     for node in (value, {"_target_": value}, {"_target_": "diffusion_cli.schedules.VP", "beta_min": value, "beta_max": value}):

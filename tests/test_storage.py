@@ -136,7 +136,9 @@ def test_every_operation_of_the_package_passes_here() -> None:
     """No open(.., "w"), write_text, mkdir, rename or save(path) elsewhere: a fault there could not be injected."""
     import re
 
-    writes = re.compile(r"\.write_(?:text|bytes)\(|\bopen\([^)]*['\"][wax]|\.mkdir\(|os\.(?:rename|replace|remove)\(|\.unlink\(|rmtree\(")
+    writes = re.compile(
+        r"\.write_(?:text|bytes)\(|\bopen\([^)]*['\"][wax]|\.mkdir\(|os\.(?:rename|replace|remove)\(|\.unlink\(|rmtree\("
+    )
     allowed = {"storage.py", "runs.py"}  # runs.py: the lock, and TensorBoard's own writer
     package = Path(storage.__file__).parent
     found = {p.name for p in package.rglob("*.py") if writes.search(p.read_text()) and "data" not in p.parts}

@@ -47,7 +47,15 @@ def test_global_randomness_is_not_asked(tmp_path: Path) -> None:
     plain = train(tmp_path, "model.dropout=0.3", name="plain")
     torch.manual_seed(2)
     torch.randn(100)
-    busy = train(tmp_path, "model.dropout=0.3", "trainer.preview_every=1", "trainer.evaluate_every=1", "sampler=ddpm", "sampler.steps=3", name="busy")
+    busy = train(
+        tmp_path,
+        "model.dropout=0.3",
+        "trainer.preview_every=1",
+        "trainer.evaluate_every=1",
+        "sampler=ddpm",
+        "sampler.steps=3",
+        name="busy",
+    )
     assert hashes(plain) == hashes(busy)
 
 
@@ -61,8 +69,18 @@ def test_loss_falls_on_digits(tmp_path: Path) -> None:
 
 def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     run = train(tmp_path, "trainer.preview_every=2", "trainer.evaluate_every=2")
-    assert {p.name for p in run.iterdir()} >= {"checkpoints", "samples", "tensorboard", "metrics.jsonl", "status.json", "config.yaml", "growth.gif"}
-    assert {p.name for p in (run / "samples").iterdir()} >= {f"{kind}_0000000{k}.png" for kind in ("samples", "steps") for k in (2, 4)}
+    assert {p.name for p in run.iterdir()} >= {
+        "checkpoints",
+        "samples",
+        "tensorboard",
+        "metrics.jsonl",
+        "status.json",
+        "config.yaml",
+        "growth.gif",
+    }
+    assert {p.name for p in (run / "samples").iterdir()} >= {
+        f"{kind}_0000000{k}.png" for kind in ("samples", "steps") for k in (2, 4)
+    }
     assert not [p for p in run.rglob("*") if "=" in p.name or "," in p.name]
     status = status_of(run)
     assert (status["state"], status["step"], status["total"]) == ("finished", 4, 4)
@@ -86,7 +104,9 @@ def test_average_is_not_the_weights(ema: str, equal: bool, tmp_path: Path) -> No
 def test_it_ends_after_so_many_images(tmp_path: Path) -> None:
     run = train(tmp_path, "trainer.steps=null", "trainer.images=20")
     assert status_of(run)["step"] == 3, "20 pictures in batches of 8"
-    assert status_of(train(tmp_path, "trainer.images=9", name="sooner"))["step"] == 2, "whichever of steps and images ends first"
+    assert status_of(train(tmp_path, "trainer.images=9", name="sooner"))["step"] == 2, (
+        "whichever of steps and images ends first"
+    )
 
 
 def test_it_ends_after_so_many_minutes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
