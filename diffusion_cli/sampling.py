@@ -192,7 +192,7 @@ def _initial(path: Path, facts: Facts) -> Tensor:
     """float32 [C, H, W]: the middle of the picture, in the size and channels of the network. Raises DataError."""
     try:
         encoded = path.expanduser().read_bytes()
-        return to_float(torch.from_numpy(decode(encoded, size=facts["image_size"], channels=facts["channels"], resize="crop")))
+        return to_float(torch.tensor(decode(encoded, size=facts["image_size"], channels=facts["channels"], resize="crop")))
     except (OSError, Unreadable) as error:
         raise DataError(f"init={path} cannot be read as a picture: {error}") from None
 

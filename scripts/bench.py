@@ -21,7 +21,6 @@ import json
 import math
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
@@ -97,27 +96,6 @@ def first_run() -> list[dict[str, Any]]:
 
 # -- training and sampling ---------------------------------------------------------------------------------------------
 
-RENAMES = [  # the names of diffusers' UNet2DModel to ours, in this order
-    (r"^time_embedding\.linear_(\d)", r"time_embedding.linear\1"),
-    (r"^conv_norm_out", "norm_out"),
-    (r"^(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1.\2.blocks.\3.residual"),
-    (r"^(down|up)_blocks\.(\d+)\.attentions\.(\d+)", r"\1.\2.blocks.\3.attention"),
-    (r"^(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0", r"\1.\2.resize"),
-    (r"^mid_block\.resnets\.(\d)", r"mid.\1.residual"),
-    (r"^mid_block\.attentions\.0", "mid.0.attention"),
-    (r"\.conv_shortcut\.", ".shortcut."),
-    (r"\.time_emb_proj\.", ".time."),
-    (r"\.attention\.group_norm\.", ".attention.norm."),
-    (r"\.attention\.to_([qkv])\.", r".attention.\1."),
-    (r"\.attention\.to_out\.0\.", ".attention.out."),
-]
-
-
-def renamed(name: str) -> str:
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
 
 @dataclass(frozen=True)
 class Workload:
@@ -177,6 +155,7 @@ class Pair:
         import torch
 
         from diffusion_cli.assembly import Facts, denoising_of
+        from diffusion_cli.models.diffusers_names import renamed
 
         torch.manual_seed(0)
         self.work, self.compute, self.plan = work, compute, plan_of(work)

@@ -163,7 +163,7 @@ def corrupt(folder: Path, other: Path, rng: random.Random) -> list[tuple[str, Ca
                 (p / "x").rename(p / "average.safetensors"),
             ),
         )
-    )  # type: ignore[arg-type, return-value]  # noqa: E501
+    )  # type: ignore[arg-type, return-value]
     return ways
 
 

@@ -248,28 +248,6 @@ def diffusers_unet(network: models.UNet, option: str, **changes):
     )
 
 
-RENAMES = [  # diffusers' names to ours, in this order
-    (r"^time_embedding\.linear_(\d)", r"time_embedding.linear\1"),
-    (r"^conv_norm_out", "norm_out"),
-    (r"^(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1.\2.blocks.\3.residual"),
-    (r"^(down|up)_blocks\.(\d+)\.attentions\.(\d+)", r"\1.\2.blocks.\3.attention"),
-    (r"^(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0", r"\1.\2.resize"),
-    (r"^mid_block\.resnets\.(\d)", r"mid.\1.residual"),
-    (r"^mid_block\.attentions\.0", "mid.0.attention"),
-    (r"\.conv_shortcut\.", ".shortcut."),
-    (r"\.time_emb_proj\.", ".time."),
-    (r"\.attention\.group_norm\.", ".attention.norm."),
-    (r"\.attention\.to_([qkv])\.", r".attention.\1."),
-    (r"\.attention\.to_out\.0\.", ".attention.out."),
-]
-
-
-def renamed(name: str) -> str:
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 @pytest.mark.parametrize("classes", [0, NULL])
 @pytest.mark.parametrize("size", [28, 32])
 @pytest.mark.parametrize("option", ["unet", "unet_attn", "unet2d"])

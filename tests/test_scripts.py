@@ -92,7 +92,7 @@ def test_contestants_take_turns_in_rotated_order_until_enough_samples_are_clean(
         call()
         return timing.Sample(1.0, next(foreign))
 
-    monkeypatch.setattr(bench, "timed", timed)
+    monkeypatch.setattr(timing, "timed", timed)
     found = timing.take_turns(everyone, 3, 9)
     assert "".join(order) == "abcbcacababcbca"
     assert {name: sum(s.clean for s in mine) for name, mine in found.items()} == {"a": 3, "b": 3, "c": 3}

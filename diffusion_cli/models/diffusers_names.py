@@ -1,0 +1,25 @@
+"""The names of the weights of diffusers' UNet2DModel in our UNet: the two differ in nothing else."""
+
+import re
+
+_RENAMES = (  # in this order
+    (r"^time_embedding\.linear_(\d)", r"time_embedding.linear\1"),
+    (r"^conv_norm_out", "norm_out"),
+    (r"^(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1.\2.blocks.\3.residual"),
+    (r"^(down|up)_blocks\.(\d+)\.attentions\.(\d+)", r"\1.\2.blocks.\3.attention"),
+    (r"^(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0", r"\1.\2.resize"),
+    (r"^mid_block\.resnets\.(\d)", r"mid.\1.residual"),
+    (r"^mid_block\.attentions\.0", "mid.0.attention"),
+    (r"\.conv_shortcut\.", ".shortcut."),
+    (r"\.time_emb_proj\.", ".time."),
+    (r"\.attention\.group_norm\.", ".attention.norm."),
+    (r"\.attention\.to_([qkv])\.", r".attention.\1."),
+    (r"\.attention\.to_out\.0\.", ".attention.out."),
+)
+
+
+def renamed(name: str) -> str:
+    """Their name of a weight -> ours."""
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
