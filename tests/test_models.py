@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from diffusion_cli import models, signatures
+from diffusion_cli.models.diffusers_names import renamed
 from diffusion_cli.models.dit import positions
 from diffusion_cli.models.network import Network
 from diffusion_cli.models.time_embedding import sinusoids
