@@ -19,7 +19,7 @@ def write_table(folder: Path) -> str:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     constant = {key for key in keys if key.startswith("config.") and len({row[key] for row in rows if key in row}) == 1}
     keys = sorted((key for key in keys if key not in constant), key=lambda key: key == "reason")
-    titles = [key.removeprefix("config.").removeprefix("figures.") for key in keys]
+    titles = [key.removeprefix("config.").removeprefix("figures.").removesuffix("._target_") for key in keys]
     cells = [titles, *([row.get(key, "") for key in keys] for row in rows)]
     file = io.StringIO()
     csv.writer(file).writerows(cells)
@@ -52,7 +52,9 @@ def _row(run: Path) -> dict[str, str] | None:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         config = {}
-    row |= {f"config.{key}": _cell(value) for key, value in flat(config).items() if key not in ("name", "outputs")}
+    for key, value in flat(config).items():
+        if key not in ("name", "outputs"):
+            row[f"config.{key}"] = str(value).rpartition(".")[2] if key.endswith("_target_") else _cell(value)
     row |= {f"figures.{key}": f"{value:.5g}" for key, value in status.get("figures", {}).items()}
     if status["state"] == "failed":
         row["reason"] = str(status.get("reason", "")).splitlines()[0][:100]

@@ -89,7 +89,7 @@ class Denoising(Objective):
 
     @torch.no_grad()
     def evaluate(self, pictures: Pictures, source: Source, batch: int) -> dict[str, float]:
-        """Mean squared error of the foreseen x0 at fixed signal-to-noise ratios, and the mean over them as `x0_mse`.
+        """Mean squared error of the foreseen x0, kept within [-1, 1], at fixed log_snr, and the mean over them as `x0_mse`.
 
         It compares networks of any schedule, prediction and loss: all see the same pictures, noise and noise levels.
         """
@@ -104,7 +104,7 @@ class Denoising(Objective):
             noise = schedule.noise(here, "noise", x0.shape[1:])
             for k, level in enumerate(LEVELS):
                 t = schedule.t_of_log_snr(torch.full((len(ids),), level, device=device))
-                foreseen = self.denoiser(schedule.mix(x0, noise, t), t, label)
+                foreseen = self.denoiser(schedule.mix(x0, noise, t), t, label).clamp(-1, 1)
                 sums[k] += (foreseen - x0).square().flatten(1).mean(1).sum()
         errors = (sums / count).tolist()
         return {"x0_mse": sum(errors) / len(errors)} | {
