@@ -1,4 +1,4 @@
-"""One door from config to objects: only classes of this package or of a trusted one, of the expected kind; nothing else runs."""
+"""One door from config to objects: only classes of this package or of a trusted one, of the expected kind; no other runs."""
 
 import itertools
 import json
@@ -24,21 +24,26 @@ FLOW = {"_target_": "diffusion_cli.schedules.Flow"}
 HOSTILE = [
     "os.system", "posix.system", "subprocess.Popen", "subprocess.run", "torch.load", "torch.hub.load", "torch.nn.Linear",
     "builtins.open", "builtins.eval", "builtins.exec", "numpy.load", "pathlib.Path", "pathlib.Path.write_text", "pickle.loads",
-    "urllib.request.urlretrieve", "importlib.import_module", "hydra.utils.instantiate", "hydra.utils.get_method", "logging.os.system",
+    "urllib.request.urlretrieve", "importlib.import_module", "hydra.utils.instantiate", "hydra.utils.get_method",
+    "logging.os.system",
     "shutil.rmtree", "antigravity", "this", "this.s", "ftplib.FTP", "xmlrpc.client.ServerProxy", "yaml.unsafe_load",
     "diffusion_cli.cli.sys.exit", "diffusion_cli.cli.os.system", "diffusion_cli.storage.os.replace",
     "diffusion_cli.storage.shutil.rmtree", "diffusion_cli.storage.remove", "diffusion_cli.storage.write",
     "diffusion_cli.storage.Path", "diffusion_cli.runs.SummaryWriter", "diffusion_cli.runs.Run",
     "diffusion_cli.checkpoint.Checkpoint", "diffusion_cli.cli.run", "diffusion_cli.commands.train.main",
-    "diffusion_cli.build.build", "diffusion_cli.build.importlib.import_module", "diffusion_cli.signatures.importlib.util.find_spec",
-    "diffusion_cli.errors.Stopped", "diffusion_cli.settings.Trainer", "diffusion_cli.models.UNet", "diffusion_cli.samplers.Heun",
+    "diffusion_cli.build.build", "diffusion_cli.build.importlib.import_module",
+    "diffusion_cli.signatures.importlib.util.find_spec",
+    "diffusion_cli.errors.Stopped", "diffusion_cli.settings.Trainer", "diffusion_cli.models.UNet",
+    "diffusion_cli.samplers.Heun",
     "diffusion_cli.schedules.torch.load", "diffusion_cli.schedules.math.sqrt", "diffusion_cli.models.dit.nn.Linear",
     "diffusion_cli.schedules.VP.alpha", "diffusion_cli.schedules.VP.__init__", "diffusion_cli.schedules.VP.__class__",
     "diffusion_cli.schedules.__loader__", "diffusion_cli.schedules.__builtins__", "diffusion_cli", "diffusion_cli.", "",
-    "diffusion_cli.schedules", "diffusion_cli.schedules.", ".diffusion_cli.schedules.Flow", "..schedules.Flow", "schedules.Flow",
+    "diffusion_cli.schedules", "diffusion_cli.schedules.", ".diffusion_cli.schedules.Flow", "..schedules.Flow",
+    "schedules.Flow",
     "Flow", "diffusion_cli..schedules.Flow", "diffusion_cli.schedules..Flow", "diffusion_cli/schedules.Flow",
     "diffusion_cli.../../etc/passwd", "../diffusion_cli.schedules.Flow", "/etc/passwd", "diffusion_cli.schedules:Flow",
-    "diffusion_cli.schedules.Flow()", "diffusion_cli.schedules.Flow ", " diffusion_cli.schedules.Flow", "Diffusion_cli.schedules.Flow",
+    "diffusion_cli.schedules.Flow()", "diffusion_cli.schedules.Flow ", " diffusion_cli.schedules.Flow",
+    "Diffusion_cli.schedules.Flow",
     "diffusion_cli_evil.schedules.Flow", "diffusion_cli.schedules.flow", "diffusion_cli.data.digits.FILE",
     "diffusion_cli.\x00.Flow", "diffusion_cli.schedules\n.Flow", "ｄiffusion_cli.schedules.Flow", "a" * 10_000, "." * 5000,
     None, True, 3, 0.5, ["diffusion_cli.schedules.Flow"], {"_target_": "os.system"}, b"diffusion_cli.schedules.Flow", math.nan,
@@ -98,7 +103,8 @@ def test_odd_keys_are_not_arguments(key: str) -> None:
 def test_what_constructors_refuse_is_said_with_its_place() -> None:
     with pytest.raises(ConfigError, match=r"^model: .*head"):
         build(
-            {"_target_": "diffusion_cli.models.DiT", "patch_size": 4, "width": 130, "depth": 1, "heads": 4, "mlp_ratio": 1.0, "dropout": 0.0},
+            {"_target_": "diffusion_cli.models.DiT", "patch_size": 4, "width": 130, "depth": 1, "heads": 4,
+            "mlp_ratio": 1.0, "dropout": 0.0},
             Network,
             "model",
             {"channels": 1, "image_size": 8, "num_classes": 0},
@@ -106,7 +112,8 @@ def test_what_constructors_refuse_is_said_with_its_place() -> None:
 
 
 @pytest.mark.parametrize(("kind", "place"), [(Schedule, "schedules"), (Sampler, "samplers"), (Prediction, "predictions"),
-                                             (Network, "models"), (Optimizer, "optimizers"), (Times, "losses.times")])  # fmt: skip
+                                             (Network, "models"), (Optimizer, "optimizers"), (Times,
+                                             "losses.times")])  # fmt: skip
 def test_an_abstract_class_is_refused(kind: type, place: str) -> None:
     """A base class has the right lineage, but there is nothing to make of it."""
     given = {"schedule": Flow()} if kind is Prediction else {}
@@ -121,7 +128,8 @@ def test_an_abstract_class_is_refused(kind: type, place: str) -> None:
 
 def test_lists_become_tuples_and_nodes_become_objects() -> None:
     node = {
-        "_target_": "diffusion_cli.optimizers.AdamW", "lr": 1e-3, "betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": 0.0, "warmup": 0,
+        "_target_": "diffusion_cli.optimizers.AdamW", "lr": 1e-3, "betas": [0.9, 0.99], "eps": 1e-8,
+        "weight_decay": 0.0, "warmup": 0,
         "clip": None, "decay": {"_target_": "diffusion_cli.optimizers.Steps", "every": 5, "by": 0.5, "floor": 0.0},
     }  # fmt: skip
     assert build(node, Optimizer, "optimizer") == AdamW(1e-3, (0.9, 0.99), 1e-8, 0.0, 0, None, Steps(5, 0.5, 0.0))
@@ -148,7 +156,8 @@ def test_trust_admits_a_package_and_only_that(trusted: bool, tmp_path: Path, mon
     (tmp_path / name / "__init__.py").write_text("from .mine import Bent\nfrom os import system\n")
     (tmp_path / name / "mine.py").write_text(
         f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
-        "from dataclasses import dataclass\nfrom diffusion_cli.schedules import Flow\nfrom diffusion_cli.ranges import PositiveFloat\n"
+        "from dataclasses import dataclass\nfrom diffusion_cli.schedules import Flow\n"
+        "from diffusion_cli.ranges import PositiveFloat\n"
         "@dataclass(frozen=True)\nclass Bent(Flow):\n    power: PositiveFloat = 2.0\n"
         "class Alone: ...\ndef Bend(power): return Bent(power)\n"
     )
@@ -190,7 +199,8 @@ from diffusion_cli.errors import ConfigError
 from diffusion_cli.schedules import Schedule
 heard = []
 def hook(event, arguments):
-    if event in ("exec", "import", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.remove", "os.rename", "shutil.rmtree"):
+    if event in ("exec", "import", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.remove",
+                  "os.rename", "shutil.rmtree"):
         heard.append(event)
     if event.startswith("socket.") or (event == "open" and arguments[1] and set(str(arguments[1])) & set("wax+")):
         heard.append(event)

@@ -66,8 +66,10 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 def test_dtypes_and_layouts_survive(tmp_path: Path) -> None:
     group = {
-        "half": torch.randn(3).half(), "brain": torch.randn(3).bfloat16(), "double": torch.randn(3).double(), "whole": torch.arange(3),
-        "byte": torch.arange(3, dtype=torch.uint8), "empty": torch.empty(0, 4), "scalar": torch.tensor(0.1), "flag": torch.tensor([True]),
+        "half": torch.randn(3).half(), "brain": torch.randn(3).bfloat16(), "double": torch.randn(3).double(),
+        "whole": torch.arange(3),
+        "byte": torch.arange(3, dtype=torch.uint8), "empty": torch.empty(0, 4), "scalar": torch.tensor(0.1),
+        "flag": torch.tensor([True]),
         "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), "view": torch.randn(6, 6).t()[1:3],
     }  # fmt: skip
     loaded = checkpoint.load(checkpoint.save(tmp_path, 1, {"weights": group}, CONFIG, {})).tensors("weights")
@@ -139,7 +141,8 @@ def corrupt(folder: Path, other: Path, rng: random.Random) -> list[tuple[str, Ca
             return lambda data: data.__setitem__(place, data[place] ^ (1 << bit))
 
         for place in sorted(rng.sample(range(size), min(size, 25))):
-            ways.append((f"flip {name} {place}", lambda p, f=flip(place, rng.randrange(8)), e=edit: e(p, f)))
+            change = flip(place, rng.randrange(8))
+            ways.append((f"flip {name} {place}", lambda p, c=change, e=edit: e(p, c)))
         for keep in {0, 1, size // 2, size - 1}:
             ways.append((f"truncate {name} {keep}", lambda p, k=keep, e=edit: e(p, lambda d: d.__delitem__(slice(k, None)))))
         ways.append((f"extend {name}", lambda p, e=edit: e(p, lambda d: d.extend(b" "))))

@@ -1,4 +1,4 @@
-"""The command line: what is wrong is said in one line, with its key, value and the nearest right word, before torch is there."""
+"""The command line: what is wrong is said in one line, with its key, value and the nearest right word, before torch."""
 
 import json
 import os

@@ -61,7 +61,7 @@ def digits() -> tuple[Dataset, Pictures]:
 
 def two_steps(plan: Plan) -> list[torch.Tensor]:
     """Two updates of a freshly built trainer; the weights before, between and after."""
-    dataset, pictures = digits()
+    _, pictures = digits()
     facts = Facts(channels=1, image_size=8, classes=list(pictures.classes), labelled=False, fingerprint="")
     objective = denoising_of(plan.node, facts)
     optimizer, average = build(plan.node["optimizer"], Optimizer, "optimizer"), build(plan.node["ema"], EMA, "ema")
@@ -192,7 +192,8 @@ def test_impossible_pairs_are_refused(words: tuple[str, ...], said: str) -> None
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", [("prediction=eps", "schedule=vp"), ("prediction=eps", "schedule=shifted", "schedule@schedule.base=vp"),
+@pytest.mark.parametrize("words", [("prediction=eps", "schedule=vp"), ("prediction=eps", "schedule=shifted",
+    "schedule@schedule.base=vp"),
                                    ("prediction=v", "schedule=zero_snr"), ("trainer.steps=null", "trainer.minutes=0.5"),
                                    ("sampler/grid=trailing", "sampler.steps=1000")], ids=" ".join)  # fmt: skip
 def test_possible_pairs_are_taken(words: tuple[str, ...]) -> None:

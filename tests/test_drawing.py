@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -83,5 +84,5 @@ def test_evenly_is_even(count: int, of: int) -> None:
     places = drawing.evenly(count, of)
     assert places[0] == 0 and places == sorted(set(places)) and len(places) == min(count, of)
     assert places[-1] == (of - 1 if count > 1 else 0)
-    gaps = [b - a for a, b in zip(places, places[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(places)]
     assert not gaps or max(gaps) - min(gaps) <= 1

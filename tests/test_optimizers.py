@@ -112,6 +112,6 @@ def test_update_is_the_formula_and_copies_buffers() -> None:
     module(torch.randn(8, 5))
     old, trained = shadow.weight.detach().clone(), module.weight.detach().clone()
     update(shadow, module, 0.75)
-    assert float((shadow.weight - (0.75 * old + 0.25 * trained)).abs().max()) < 1e-6
+    assert float((shadow.weight.detach() - (0.75 * old + 0.25 * trained)).abs().max()) < 1e-6
     assert torch.equal(shadow.running_mean, module.running_mean) and int(shadow.num_batches_tracked) == 1
     assert torch.equal(module.weight, trained), "the trained weights are not touched"

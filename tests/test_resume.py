@@ -36,7 +36,8 @@ CELLS = {
     "plain": (),
     "accumulate": ("trainer.accumulate=2", "model.dropout=0.2"),
     "no average": ("ema=none", "model.dropout=0.2"),
-    "all at once": ("trainer.accumulate=2", "model.dropout=0.2", "dataset.flip=true", "dataset.labels=true", "trainer.label_dropout=0.5",
+    "all at once": ("trainer.accumulate=2", "model.dropout=0.2", "dataset.flip=true", "dataset.labels=true",
+    "trainer.label_dropout=0.5",
                     "ema=decay", "optimizer/decay=cosine", "optimizer.warmup=4", "optimizer=adamw"),
     "importance": ("loss=importance", "loss.times.buckets=4", "loss.times.memory=2", "model.dropout=0.2"),
     "learned": ("loss=learned", "schedule=edm", "prediction=edm", "dataset.flip=true"),
@@ -128,7 +129,7 @@ def test_no_good_checkpoint_is_not_a_new_start(tmp_path: Path) -> None:
     """Hours of training are not silently begun anew."""
     stopped(tmp_path, 3, *BASE)
     (tmp_path / "run" / "checkpoints" / "step_00000003" / "weights.safetensors").write_bytes(b"")
-    with pytest.raises(StorageError, match="no checkpoint of .* is whole"):
+    with pytest.raises(StorageError, match=r"no checkpoint of .* is whole"):
         train(tmp_path, *BASE)
 
 

@@ -1,4 +1,4 @@
-"""Pictures from a checkpoint: the same for a seed at any batch and number, with all facts beside them, and never a wrong answer."""
+"""Pictures from a checkpoint: the same for a seed at any batch and number, all facts beside them, never a wrong answer."""
 
 import json
 import shutil
@@ -58,7 +58,8 @@ def test_files_and_their_facts(runs: Path, tmp_path: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {f"{i:06d}.png" for i in range(12)} | {"grid.png", "metadata.json"}
     metadata = json.loads((folder / "metadata.json").read_text())
     found = checkpoint.load(runs / "labelled" / "checkpoints" / "step_00000020")
-    expected = {"checkpoint": found.digest, "step": 20, "seed": 3, "weights": "ema", "label": None, "init": None, "strength": None,
+    expected = {"checkpoint": found.digest, "step": 20, "seed": 3, "weights": "ema", "label": None, "init": None,
+    "strength": None,
                 "format": "png", "n": 12, "batch": 5, "ckpt": str(found.folder)}  # fmt: skip
     assert {key: metadata[key] for key in expected} == expected
     assert (
@@ -150,7 +151,7 @@ def test_damage_falls_back_with_a_line(runs: Path, tmp_path: Path, capsys: pytes
     said = capsys.readouterr().out
     assert "passed over a damaged checkpoint" in said and "average.safetensors" in said
     assert json.loads((folder / "metadata.json").read_text())["step"] == 10
-    with pytest.raises(StorageError, match="damaged or incomplete.*average"):
+    with pytest.raises(StorageError, match=r"damaged or incomplete.*average"):
         ask(weights.parent, tmp_path / "never")
     shutil.rmtree(tmp_path / "run/checkpoints/step_00000010")
     with pytest.raises(ConfigError, match="holds no checkpoint"):

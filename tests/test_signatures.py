@@ -1,4 +1,4 @@
-"""The signature of a class, read from its source, is the schema of its node: every kind of value, and what is said of a wrong one."""
+"""The signature of a class, read from its source, is its node's schema: every kind of value, what is said of a wrong one."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""Writing is all or nothing, at every operation: the fault is injected through storage.watch, or the process is killed there."""
+"""Writing is all or nothing, at every operation: faults are injected through storage.watch, or the process killed there."""
 
 import errno
 import os
@@ -115,6 +115,21 @@ def test_remove_clears_an_earlier_half_removal(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux which file a descriptor is")
+def test_all_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file, then its folder, then the rename, then the folder around it: a power cut between them loses nothing."""
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+    named = lambda path: Path(path).relative_to(tmp_path).as_posix()  # noqa: E731
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(("sync", named(os.readlink(f"/proc/self/fd/{fd}")))), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(("rename", named(b))), replace(a, b)))
+    storage.commit(tmp_path / "step", {"a": b"1", "b": b"2"})
+    assert done == [("sync", ".step.tmp/a"), ("sync", ".step.tmp/b"), ("sync", ".step.tmp"), ("rename", "step"), ("sync", ".")]
+    done.clear()
+    storage.write(tmp_path / "x", b"1")
+    assert done == [("sync", ".x.tmp"), ("rename", "x"), ("sync", ".")]
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_said_with_numbers(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "watch", Fault(1, number))
@@ -123,12 +138,13 @@ def test_a_full_disk_is_said_with_numbers(number: int, tmp_path: Path, monkeypat
     assert caught.value.code == 74 and len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("work", [lambda p: storage.append(p, "x"), lambda p: storage.write(p, b""), lambda p: storage.make_folder(p),
+@pytest.mark.parametrize("work", [lambda p: storage.append(p, "x"), lambda p: storage.write(p, b""),
+    lambda p: storage.make_folder(p),
                                   lambda p: storage.rename(p, p.with_name("y")), lambda p: storage.remove(p),
                                   lambda p: storage.commit(p, {"a": b""})])  # fmt: skip
 def test_real_errors_of_the_system_are_named(work: Callable[[Path], None], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot .*file"):
+    with pytest.raises(StorageError, match=r"cannot .*file"):
         work(tmp_path / "file" / "inside")
 
 

@@ -60,7 +60,8 @@ def test_global_randomness_is_not_asked(tmp_path: Path) -> None:
 
 
 def test_loss_falls_on_digits(tmp_path: Path) -> None:
-    run = train(tmp_path, "trainer.steps=60", "trainer.batch=32", "dataset.limit=400", "optimizer.lr=3e-3", "trainer.report_every=10",
+    run = train(tmp_path, "trainer.steps=60", "trainer.batch=32", "dataset.limit=400", "optimizer.lr=3e-3",
+                "trainer.report_every=10",
                 "model.width=16", "model.groups=8")  # fmt: skip
     losses = [row["train/loss"] for row in figures(run) if "train/loss" in row]
     assert len(losses) == 6 and losses[-1] < 0.6 * losses[0], losses
@@ -133,7 +134,8 @@ def test_a_finished_run_says_so_and_does_nothing(tmp_path: Path, capsys: pytest.
 
 
 FROZEN = ["seed=1", "trainer.batch=4", "model.width=16", "schedule=cosine", "prediction=v", "loss/norm=mae", "optimizer.lr=0.1",
-          "optimizer=adamw", "ema=none", "dataset.limit=30", "dataset.flip=true", "dataset.labels=true", "trainer.accumulate=2"]  # fmt: skip
+          "optimizer=adamw", "ema=none", "dataset.limit=30", "dataset.flip=true", "dataset.labels=true",
+          "trainer.accumulate=2"]  # fmt: skip
 FREE = ["trainer.steps=5", "trainer.report_every=3", "trainer.save_every=1", "trainer.keep=1", "sampler=ddim sampler.steps=3",
         "trainer.preview=2", "dataset.workers=1", "precision=fp32", "trust=[x]"]  # fmt: skip
 
@@ -157,7 +159,7 @@ def test_frozen_keys_are_refused_and_free_ones_taken(tmp_path: Path) -> None:
 
 
 def test_resume_words(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="resume=always, but .* has no checkpoint"):
+    with pytest.raises(ConfigError, match=r"resume=always, but .* has no checkpoint"):
         train(tmp_path, "resume=always")
     run = train(tmp_path, "trainer.steps=2", "resume=never")
     with pytest.raises(ConfigError, match=r"resume=never, but .* exists \(step 2\)"):
@@ -336,7 +338,7 @@ def test_a_full_disk_ends_with_74_and_the_older_checkpoint(tmp_path: Path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "watch", full)
-        with pytest.raises(StorageError, match="No space left on device .*MB free") as caught:
+        with pytest.raises(StorageError, match=r"No space left on device .*MB free") as caught:
             train(tmp_path)
     assert caught.value.code == 74 and status_of(tmp_path / "run")["state"] == "failed"
     assert hashes(tmp_path / "run")["step"] == "step_00000002"

@@ -19,7 +19,8 @@ from diffusion_cli import config
 
 SMALL_NETWORK = ("model.width=8", "model.groups=4", "model.multipliers=[1]")
 SMALL = (
-    "dataset.limit=40", "dataset.labels=false", "seed=0", "trainer.batch=8", "trainer.steps=4", "trainer.preview=4", "trainer.report_every=1",
+    "dataset.limit=40", "dataset.labels=false", "seed=0", "trainer.batch=8", "trainer.steps=4", "trainer.preview=4",
+    "trainer.report_every=1",
     "trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.save_every=2", "sampler.steps=2", "device=cpu",
 )  # fmt: skip
 
