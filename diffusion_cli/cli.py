@@ -85,7 +85,13 @@ def _checked(argv: list[str], command: str, primary: str) -> list[str]:
             raise ConfigError(f"{word}: keys can be changed but not added or removed: write {word.lstrip('+~')}")
         elif word.startswith("=") or ("=" not in word and not word.startswith("hydra")):
             raise ConfigError(f"{word}: settings are written key=value, see {command} --help")
-    return argv
+    return [with_home(word) for word in argv]
+
+
+def with_home(word: str) -> str:
+    """key=~/folder with the home folder's path: a shell leaves the ~ behind a = alone, and Hydra cannot read it."""
+    key, equals, value = word.partition("=")
+    return f"{key}={Path(value).expanduser()}" if equals and value.startswith("~/") else word
 
 
 def _hydra(primary: str, task: Callable[..., object], argv: list[str]) -> None:

@@ -134,6 +134,7 @@ def _locked(folder: Path) -> TextIO:
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
+    os.register_at_fork(after_in_child=file.close)  # else workers that outlive a killed run hold its lock for some seconds
     return file
 
 

@@ -181,13 +181,15 @@ def test_trust_admits_a_package_and_only_that(trusted: bool, tmp_path: Path, mon
 
 def test_a_class_that_is_not_what_its_source_says_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The source was read; what is then really found must be that class: the second lock of the door."""
-    name = next(_names)
-    (tmp_path / f"{name}.py").write_text(
-        "from diffusion_cli.schedules import Flow\nclass Mine(Flow): ...\nimport subprocess\nMine = subprocess.Popen\n"
-    )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="not a Schedule of this package"):
-        build({"_target_": f"{name}.Mine"}, Schedule, "schedule", trust=[name])
+    for other in ("subprocess.Popen", "Other", "lambda: Flow()", "Flow()"):
+        name = next(_names)
+        (tmp_path / f"{name}.py").write_text(
+            "import subprocess\nfrom diffusion_cli.schedules import Flow\nclass Other: ...\nclass Mine(Flow): ...\n"
+            f"Mine = {other}\n"
+        )
+        with pytest.raises(ConfigError, match="not a Schedule of this package"):
+            build({"_target_": f"{name}.Mine"}, Schedule, "schedule", trust=[name])
 
 
 def test_the_audit_hook_hears_nothing() -> None:

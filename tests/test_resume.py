@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_storage import KILLED, Fault
-from tiny import figures, hashes, in_child, stopped, train, words
+from tiny import after_step, figures, hashes, in_child, stopped, train, words
 
 from diffusion_cli import checkpoint, config, storage
 from diffusion_cli.errors import StorageError
@@ -154,6 +154,23 @@ def assert_nothing_twice(run: Path) -> None:
         assert steps == sorted(set(steps)), f"{tag}: {steps}"
     rows = [row["step"] for row in figures(run) if "train/loss" in row]
     assert rows == sorted(set(rows)) == found["train/loss"]
+
+
+@pytest.mark.parametrize("save_every", [4, 0], ids=["after a checkpoint", "before the first"])
+def test_figures_beyond_the_checkpoint_are_dropped(save_every: int, tmp_path: Path) -> None:
+    """Written, on the disk, and made again by the next attempt: once in the lines and once in TensorBoard."""
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    more = (*BASE, f"trainer.save_every={save_every}", "trainer.preview_every=2")
+    with after_step(7, fail), pytest.raises(RuntimeError):
+        train(tmp_path, *more)
+    assert tensorboard(tmp_path / "run")["train/loss"] == [2, 4, 6]
+    time.sleep(1.1)  # TensorBoard orders its files by the second in which they were begun
+    run = train(tmp_path, *more)
+    assert_nothing_twice(run)
+    assert tensorboard(run)["train/loss"] == [2, 4, 6, 8, 10, 12]
 
 
 def slow(run: Path) -> None:

@@ -107,6 +107,21 @@ def test_a_removed_folder_is_never_half_there(error: int | None, tmp_path: Path,
         assert not folder.exists()
 
 
+def test_a_removal_that_is_cut_short_happens_out_of_sight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with some of its files gone never has the name of a whole one."""
+    storage.commit(tmp_path / "step", {"a": b"1", "b": b"2"})
+
+    def cut_short(path: Path) -> None:
+        (path / "a").unlink()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.shutil, "rmtree", cut_short)
+        with pytest.raises(StorageError):
+            storage.remove(tmp_path / "step")
+    assert contents(tmp_path) == {".step.del/b": b"2"}
+
+
 def test_remove_clears_an_earlier_half_removal(tmp_path: Path) -> None:
     (tmp_path / ".x.del").mkdir()
     (tmp_path / ".x.del" / "left").touch()

@@ -190,12 +190,33 @@ def test_the_lock_of_a_dead_process_is_no_lock(tmp_path: Path) -> None:
     import os
 
     def die() -> None:
-        Run(tmp_path / "run")
+        held = Run(tmp_path / "run")  # noqa: F841 (its lock ends with the process)
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(die) == -signal.SIGKILL
     assert (tmp_path / "run" / ".lock").read_text()
     train(tmp_path)
+
+
+def test_workers_that_outlive_a_killed_run_do_not_hold_its_lock(tmp_path: Path) -> None:
+    """A forked worker of the data room has the lock's descriptor too, and notices only seconds later that it is alone."""
+    import os
+    import time
+
+    def die() -> None:
+        held = Run(tmp_path / "run")  # noqa: F841 (its lock ends with the process)
+        worker = os.fork()
+        if worker == 0:
+            time.sleep(60)
+            os._exit(0)
+        (tmp_path / "worker").write_text(str(worker))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(die) == -signal.SIGKILL
+    try:
+        Run(tmp_path / "run").close()
+    finally:
+        os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("save_every", [1, 0])

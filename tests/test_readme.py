@@ -1,0 +1,51 @@
+"""What the README, the help pages and the recipes' headers tell a reader to type is right: every command composes and checks."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from diffusion_cli import cli, config
+from diffusion_cli.commands import sample, train
+
+REPO = Path(__file__).resolve().parents[1]
+COMMAND = re.compile(r"^(?:\$ |#\s+|python3 scripts/run\.py )?(diffusion-(?:train|sample)(?: .*)?)$")
+
+
+def commands() -> list[str]:
+    """Each once, without comments behind it, placeholders in capitals left as they are."""
+    pages = [REPO / "README.md", *(REPO / "docs").glob("*.md"), *(REPO / "configs/experiment").glob("*.yaml")]
+    lines = [line.strip() for page in pages if page.name != "extending.md" for line in page.read_text().splitlines()]
+    found = [match[1] for line in lines if (match := COMMAND.match(line))]
+    found += [example for example, _ in (*train.EXAMPLES, *sample.EXAMPLES)]
+    return sorted({re.split(r"\s{2,}|\s#", command)[0].strip() for command in found if "..." not in command})
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) > 25
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_is_right(command: str) -> None:
+    program, *words = shlex.split(command)
+    if words == ["trainer.stepz=3"]:
+        pytest.skip("the README's example of a mistake")
+    said = cli.overrides([cli.with_home(word) for word in words])
+    singles = [re.sub(r"=([\w.]+),.*", r"=\1", word) for word in said] if cli.is_multirun(words) else said
+    primary = program.removeprefix("diffusion-")
+    with initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
+        node = config.plain(compose(primary, singles))
+    assert config.check_train(node) if primary == "train" else config.check_sample(node)
+
+
+def test_every_recipe_is_in_the_readme() -> None:
+    listed = set(re.findall(r"^\| `(\w+)` \|", (REPO / "README.md").read_text(), re.M))
+    assert listed >= {path.stem for path in (REPO / "configs/experiment").glob("*.yaml")}
+
+
+def test_every_picture_of_the_pages_is_there() -> None:
+    for page in (REPO / "README.md", *(REPO / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
