@@ -102,6 +102,12 @@ def _pairs(node: Mapping[str, Any]) -> list[str]:
     trainer, sampler = node["trainer"], node["sampler"]
     if trainer["steps"] is None and trainer["images"] is None and trainer["minutes"] is None:
         wrong.append("the run has no end: give trainer.steps, trainer.images or trainer.minutes")
+    decay = node["optimizer"].get("decay")
+    if trainer["steps"] is None and trainer["images"] is None and decay and _falls_to_the_end(decay):
+        name = decay["_target_"].rpartition(".")[2].lower()
+        wrong.append(
+            f"optimizer/decay={name} needs to know the end of the run: give trainer.steps or trainer.images besides minutes"
+        )
     if trainer["batch"] % trainer["accumulate"]:
         wrong.append(
             f"trainer.batch is {trainer['batch']} and trainer.accumulate {trainer['accumulate']}: the batch must be a multiple"
@@ -119,6 +125,12 @@ def _pairs(node: Mapping[str, Any]) -> list[str]:
     if "table" in grid and sampler["steps"] > grid["table"]:
         wrong.append(f"sampler.steps is {sampler['steps']}, but sampler.grid.table has only {grid['table']} indices")
     return wrong
+
+
+def _falls_to_the_end(decay: Mapping[str, Any]) -> bool:
+    """Whether a decay of the learning rate is stretched over the whole run."""
+    lineage = signature(decay["_target_"]).lineage
+    return any(f"diffusion_cli.optimizers.{name}" in lineage for name in ("Linear", "Cosine", "Late"))
 
 
 def _ends_in_noise(schedule: Mapping[str, Any]) -> bool:

@@ -181,6 +181,7 @@ PAIRS = [
     (("prediction=eps", "schedule=cosine", "schedule.zero_terminal_snr=true"), "prediction=eps is impossible"),
     (("trainer.steps=null",), "the run has no end"),
     (("trainer.batch=10", "trainer.accumulate=3"), "the batch must be a multiple"),
+    (("optimizer/decay=late", "trainer.steps=null", "trainer.minutes=1"), "optimizer/decay=late needs to know the end"),
     (("sampler/grid=trailing", "sampler.steps=1001"), "only 1000 indices"),
 ]
 

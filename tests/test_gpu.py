@@ -1,0 +1,48 @@
+"""What only a GPU can show; `pytest -m gpu` on a machine with one."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import figures, hashes, train
+
+from diffusion_cli.randomness import Source
+
+pytestmark = pytest.mark.gpu
+GPU = ("device=cuda", "compile=false", "trainer.report_every=5")
+
+
+def test_draws_are_those_of_the_cpu() -> None:
+    here, there = Source(3, torch.arange(16)), Source(3, torch.arange(16, device="cuda"))
+    assert torch.equal(here.uniform("x", (3, 8, 8)), there.uniform("x", (3, 8, 8)).cpu())
+    assert (here.normal("x", (3, 8, 8)) - there.normal("x", (3, 8, 8)).cpu()).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_loss_falls(precision: str, tmp_path: Path) -> None:
+    run = train(tmp_path, *GPU, f"precision={precision}", "trainer.steps=60", "trainer.batch=32", "dataset.limit=400",
+                "optimizer.lr=3e-3", "model.width=16", "model.groups=8")  # fmt: skip
+    losses = [row["train/loss"] for row in figures(run) if "train/loss" in row]
+    assert all(map(math.isfinite, losses)) and losses[-1] < 0.7 * losses[0], losses
+
+
+def test_first_step_is_that_of_the_cpu(tmp_path: Path) -> None:
+    there = train(tmp_path, *GPU, "precision=fp32", "trainer.steps=1", "trainer.report_every=1", name="gpu")
+    here = train(tmp_path, "device=cpu", "trainer.steps=1", name="cpu")
+    losses = [figures(run)[0]["train/loss"] for run in (here, there)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)  # tf32 in the products
+
+
+def test_a_compiled_network_trains(tmp_path: Path) -> None:
+    run = train(tmp_path, "device=cuda", "compile=true", "precision=bf16", "trainer.steps=10", "trainer.report_every=5")
+    assert math.isfinite(figures(run)[-1]["evaluate/x0_mse"])
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    train(tmp_path, *GPU, "precision=fp32", "trainer.steps=4", name="parts")
+    parts = train(tmp_path, *GPU, "precision=fp32", "trainer.steps=8", name="parts")
+    whole = train(tmp_path, *GPU, "precision=fp32", "trainer.steps=8", name="whole")
+    losses = [figures(run)[-2]["train/loss"] for run in (parts, whole)]
+    assert hashes(parts).keys() == hashes(whole).keys()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)  # a GPU's sums are not ordered, so not to the bit
