@@ -1,4 +1,4 @@
-"""What the README, the help pages and the recipes' headers tell a reader to type is right: every command composes and checks."""
+"""What the README, the help pages and the recipes tell a reader to type is right: every command composes and checks."""
 
 import re
 import shlex
