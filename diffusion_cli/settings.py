@@ -27,6 +27,7 @@ class Trainer:
     save_every: NonNegativeInt
     keep: PositiveInt
     preview: PositiveInt
+    evaluate: PositiveInt
     label_dropout: Fraction
 
     @property
@@ -90,7 +91,7 @@ class Plan:
 # what may change between two launches of the same run; all else is frozen
 _FREE = re.compile(
     r"name|device|compile|precision|resume|preview|outputs|trust|sampler\b.*|dataset\.(path|workers|memory)"
-    r"|trainer\.(steps|images|minutes|keep|preview|\w+_every)"
+    r"|trainer\.(steps|images|minutes|keep|preview|evaluate|\w+_every)"
 )
 
 

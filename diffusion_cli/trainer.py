@@ -31,8 +31,6 @@ from diffusion_cli.randomness import Source, word_of
 from diffusion_cli.runs import Run, say
 from diffusion_cli.settings import Trainer as Settings
 
-EVALUATED = 512  # held-out pictures at most: enough for three digits of a mean error
-
 
 class StopRequest:
     """Set by the first SIGTERM, SIGINT, SIGUSR1 or SIGUSR2; a second one ends the process at once."""
@@ -214,7 +212,7 @@ class Trainer:
         """Figures of the averaged weights on held-out pictures, or on the trained ones where none are held out."""
         pictures = self.held_out or self.batches.pictures
         where = "evaluate" if self.held_out is not None else "evaluate_on_train"
-        count = min(EVALUATED, len(pictures))
+        count = min(self.settings.evaluate, len(pictures))
         source = Source(word_of(self.seed, "evaluate"), torch.arange(count, device=self.compute.device))
         with self.compute.precision():
             found = self.shadow.evaluate(pictures, source, self.settings.batch)
