@@ -23,7 +23,7 @@ class Facts(TypedDict):
     channels: int
     image_size: int
     classes: list[str]  # all names, whether or not the network is told; label k is classes[k]
-    labelled: bool  # is the network told the label?
+    taught: list[int]  # the labels that the network is told; none: it is told nothing
     fingerprint: str
 
 
@@ -34,7 +34,7 @@ def denoiser_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = 
     sizes = {
         "channels": facts["channels"],
         "image_size": facts["image_size"],
-        "num_classes": len(facts["classes"]) if facts["labelled"] else 0,
+        "num_classes": len(facts["classes"]) if facts["taught"] else 0,
     }
     return Denoiser(build(node["model"], Network, "model", sizes, trust), prediction)
 
@@ -46,12 +46,13 @@ def denoising_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] =
     loss = build(node["loss"], Loss, "loss", trust=trust)
     sampler = build(node["sampler"], Sampler, "sampler", trust=trust)
     trainer = node["trainer"]
-    return Denoising(denoiser, loss, sampler, facts["labelled"], trainer["label_dropout"], trainer["preview"])
+    return Denoising(denoiser, loss, sampler, facts["taught"], trainer["label_dropout"], trainer["preview"])
 
 
 def rehearse(node: Mapping[str, Any], trust: Collection[str] = ()) -> None:
     """Builds everything once, without memory and data: what constructors refuse is said before any data is read."""
     dataset = build(node["dataset"], Dataset, "dataset", trust=trust)
-    facts = Facts(channels=dataset.channels, image_size=dataset.size, classes=["?"], labelled=dataset.labels, fingerprint="")
+    taught = [0] if dataset.labels else []
+    facts = Facts(channels=dataset.channels, image_size=dataset.size, classes=["?"], taught=taught, fingerprint="")
     with torch.device("meta"):
         denoising_of(node, facts, trust)

@@ -139,17 +139,16 @@ def _sampler_node(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[
 def _classes(label: str | int | None, facts: Facts) -> list[int] | None:
     """Labels that the pictures take in turn; None for a network that is not told."""
     names = facts["classes"]
-    if not facts["labelled"]:
+    if not facts["taught"]:
         if label is not None:
             raise ConfigError(f"label={label}: this network was trained without labels; train one with dataset.labels=true")
         return None
     if label is None:
-        return list(range(len(names)))
-    if str(label) in names:
-        return [names.index(str(label))]
-    if isinstance(label, int) and 0 <= label < len(names):
-        return [label]
-    raise ConfigError(f"label={label}: {did_you_mean(str(label), names)}")
+        return facts["taught"]
+    number = names.index(str(label)) if str(label) in names else label
+    if number in facts["taught"]:
+        return [int(number)]
+    raise ConfigError(f"label={label}: {did_you_mean(str(label), [names[k] for k in facts['taught']])}")
 
 
 def _label_of(i: int, classes: list[int] | None) -> int | None:

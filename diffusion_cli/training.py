@@ -144,7 +144,7 @@ def _facts(dataset: Dataset, pictures: Pictures) -> Facts:
         channels=dataset.channels,
         image_size=dataset.size,
         classes=list(pictures.classes),
-        labelled=dataset.labels,
+        taught=pictures.labels.unique().tolist() if dataset.labels and pictures.labels is not None else [],
         fingerprint=pictures.fingerprint,
     )
 

@@ -160,7 +160,7 @@ class Pair:
         torch.manual_seed(0)
         self.work, self.compute, self.plan = work, compute, plan_of(work)
         self.theirs = peers_network(self.plan.node["model"]).to(compute.device)
-        facts = Facts(channels=3, image_size=32, classes=[], labelled=False, fingerprint="")
+        facts = Facts(channels=3, image_size=32, classes=[], taught=[], fingerprint="")
         self.objective = denoising_of(self.plan.node, facts).to(compute.device)
         self.network = self.objective.denoiser.network
         self.network.load_state_dict({renamed(key): value for key, value in self.theirs.state_dict().items()})

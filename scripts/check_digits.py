@@ -192,7 +192,7 @@ def samples(found: Checkpoint, n: int, seed: int, weights: str, batch: int = 250
     facts: Facts = found.config["facts"]
     denoiser = load_denoiser(found, weights).to(memory_format=torch.channels_last)
     sampler = build(found.config["config"]["sampler"], Sampler, "sampler")
-    asked = torch.arange(n) % len(facts["classes"]) if facts["labelled"] else None
+    asked = torch.tensor(facts["taught"])[torch.arange(n) % len(facts["taught"])] if facts["taught"] else None
     made = []
     for ids in torch.arange(n).split(batch):
         labels = None if asked is None else asked[ids]

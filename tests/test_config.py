@@ -62,7 +62,7 @@ def digits() -> tuple[Dataset, Pictures]:
 def two_steps(plan: Plan) -> list[torch.Tensor]:
     """Two updates of a freshly built trainer; the weights before, between and after."""
     _, pictures = digits()
-    facts = Facts(channels=1, image_size=8, classes=list(pictures.classes), labelled=False, fingerprint="")
+    facts = Facts(channels=1, image_size=8, classes=list(pictures.classes), taught=[], fingerprint="")
     objective = denoising_of(plan.node, facts)
     optimizer, average = build(plan.node["optimizer"], Optimizer, "optimizer"), build(plan.node["ema"], EMA, "ema")
     batches = Batches(pictures, plan.trainer.batch, plan.root.seed, flip=True)

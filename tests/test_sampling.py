@@ -282,3 +282,12 @@ def test_weights_of_another_network_are_refused(runs: Path, tmp_path: Path) -> N
         ask(tmp_path / "run", tmp_path / "out")
     with pytest.raises(StorageError, match="cannot be used"):
         ask(tmp_path / "run", tmp_path / "out", "weights=raw")
+
+
+def test_only_classes_that_were_taught_are_drawn(tmp_path: Path) -> None:
+    run = train(tmp_path, "dataset.labels=true", "dataset.classes=[1,4]", "trainer.steps=2")
+    folder = ask(run, tmp_path / "out")
+    labels = [json.loads(Image.open(path).text["diffusion"])["label"] for path in sorted(folder.glob("0*.png"))]
+    assert labels == [1, 4, 1]
+    with pytest.raises(ConfigError, match="label=7: "):
+        ask(run, tmp_path / "other", "label=7")

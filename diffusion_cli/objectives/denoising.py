@@ -24,16 +24,18 @@ LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0, -8.0)  # log_snr at which denois
 class Denoising(Objective):
     """A denoiser with its loss, and the sampler that previews it.
 
-    labelled: whether the network is told the class; label_dropout: the share of pictures whose label is replaced by the null
+    taught: the labels that the network is told, none if it is not; label_dropout: the share of pictures with the null
     label, each on its own, as classifier-free guidance needs (Ho and Salimans 2022). previews: pictures in a preview.
     """
 
-    def __init__(self, denoiser: Denoiser, loss: Loss, sampler: Sampler, labelled: bool, label_dropout: float, previews: int):
+    def __init__(
+        self, denoiser: Denoiser, loss: Loss, sampler: Sampler, taught: list[int], label_dropout: float, previews: int
+    ):
         super().__init__()
         self.denoiser = denoiser
         self.criterion = loss
         self.sampler = sampler
-        self.labelled = labelled
+        self.taught = taught
         self.label_dropout = label_dropout
         self.previews = previews
 
@@ -51,16 +53,16 @@ class Denoising(Objective):
         return [f"t_{k / BINS:.1f}_to_{(k + 1) / BINS:.1f}" for k in range(BINS)]
 
     def _labels(self, batch: Batch, source: Source) -> Tensor | None:
-        if not self.labelled or batch.label is None:
+        if not self.taught or batch.label is None:
             return None
         dropped = source.uniform("label_dropout") < self.label_dropout
         return torch.where(dropped, self.denoiser.network.num_classes, batch.label)
 
     def preview_labels(self, count: int) -> Tensor | None:
         """Classes in turn, so that each column of a grid is one."""
-        if not self.labelled:
+        if not self.taught:
             return None
-        return torch.arange(count) % self.denoiser.network.num_classes
+        return torch.tensor(self.taught)[torch.arange(count) % len(self.taught)]
 
     @torch.no_grad()
     def preview(self, pictures: Pictures, source: Source) -> Mapping[str, Image]:
@@ -80,7 +82,7 @@ class Denoising(Objective):
         count = min(columns, len(pictures), len(source.slots))
         ids = torch.arange(count)
         x0 = to_float(gather(pictures, ids)).to(device)  # [columns, C, H, W]
-        label = pictures.labels[ids].to(device) if self.labelled and pictures.labels is not None else None
+        label = pictures.labels[ids].to(device) if self.taught and pictures.labels is not None else None
         t = torch.linspace(1 / count, 1, count, device=device)
         noise = schedule.noise(Source(source.seed, source.slots[:count]), "denoised", x0.shape[1:])
         x = schedule.mix(x0, noise, t)
@@ -100,7 +102,7 @@ class Denoising(Objective):
             ids = torch.arange(first, min(first + batch, count))
             x0 = to_float(gather(pictures, ids)).to(device)
             here = Source(source.seed, source.slots[first : first + len(ids)], source.step)
-            label = pictures.labels[ids].to(device) if self.labelled and pictures.labels is not None else None
+            label = pictures.labels[ids].to(device) if self.taught and pictures.labels is not None else None
             noise = schedule.noise(here, "noise", x0.shape[1:])
             for k, level in enumerate(LEVELS):
                 t = schedule.t_of_log_snr(torch.full((len(ids),), level, device=device))
