@@ -31,12 +31,17 @@ class Trainer:
     label_dropout: Fraction
 
     @property
-    def total(self) -> int:
-        """Steps of the whole run, by whichever of steps and images ends first."""
+    def end(self) -> int | None:
+        """The last step, by whichever of steps and images is first; None where minutes alone end the run."""
         limits = [] if self.steps is None else [self.steps]
         if self.images is not None:
             limits.append(-(-self.images // self.batch))
-        return min(limits) if limits else 2**62
+        return min(limits) if limits else None
+
+    @property
+    def total(self) -> int:
+        """The same for what counts down to it: out of reach where there is none."""
+        return 2**62 if self.end is None else self.end
 
     def reached(self, step: int, seconds: float) -> bool:
         """Whether a run that made so many steps in so many seconds of training is at its end."""

@@ -106,11 +106,10 @@ class Trainer:
         if start is not None:
             self.restore(start)
         run, settings, progress = self.run, self.settings, self.progress
-        run.status("running", progress.step, total=settings.total)
+        run.status("running", progress.step, total=settings.end)
         first, figures = progress.step, {}
         batches = self.batches.starting_at(first)
-        total = settings.total if settings.total < 2**62 else None
-        with listening() as stop, tqdm(total=total, initial=first, unit="step", disable=None, leave=False) as bar:
+        with listening() as stop, tqdm(total=settings.end, initial=first, unit="step", disable=None, leave=False) as bar:
             while True:
                 began = time.perf_counter()
                 step, done = progress.step, self.done()
@@ -250,7 +249,7 @@ class Trainer:
             },
         )
         checkpoint.tidy(self.run.checkpoints, self.settings.keep)
-        self.run.status("running", self.progress.step, total=self.settings.total)
+        self.run.status("running", self.progress.step, total=self.settings.end)
 
     def restore(self, start: Checkpoint) -> None:
         """Goes on from a checkpoint. Raises StorageError where it is of another network."""

@@ -48,7 +48,7 @@ def train(plan: Plan) -> dict[str, float]:
     run = Run(folder)
     step = start.step if start else 0
     try:
-        run.status("running", step, total=settings.total)
+        run.status("running", step, total=settings.end)
         checkpoint.sweep(run.checkpoints)
         pictures, held_out = dataset.load("train"), dataset.load("test")
         assert pictures is not None
@@ -65,7 +65,7 @@ def train(plan: Plan) -> dict[str, float]:
             say(f"{len(pictures.skipped)} pictures cannot be read and are skipped, the first: {' '.join(pictures.skipped[0])}")
             run.write("skipped.json", json.dumps([s._asdict() for s in pictures.skipped], indent=1).encode())
         if start is not None:
-            say(f"going on from step {start.step:,} of {settings.total:,}")
+            say(f"going on from step {start.step:,}" + (f" of {settings.end:,}" if settings.end is not None else ""))
         saved = {"config": _plain(node), "facts": dict(facts)}
         trainer = Trainer(
             objective,
@@ -87,7 +87,7 @@ def train(plan: Plan) -> dict[str, float]:
         step = trainer.progress.step
         run.hyperparameters(step, flat(saved["config"]), figures)
         _draw_history(run)
-        run.status("finished", step, total=settings.total, figures=figures)
+        run.status("finished", step, total=settings.end, figures=figures)
         say(
             f"done in {time.perf_counter() - began:.0f} s: "
             + ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
