@@ -3,13 +3,12 @@
 The torchvision of PyPI for Linux is built for CUDA. Beside a CPU-only torch its library of C++ operators cannot be loaded, and
 `import torchvision` then ends in "operator torchvision::nms does not exist"; torchmetrics and diffusers fail with it. What they
 miss is the schema of two operators that nobody here calls, so we state those first. Where torchvision fits, nothing is done.
-Importing it takes more than a second: only modules that transform pictures import this one.
+Importing it takes more than a second: it happens inside the functions that need it.
 """
 
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -37,14 +36,6 @@ def mend_torchvision() -> bool:
         operators.define(name + _SCHEMA)
     _kept.append(operators)
     return True
-
-
-def transforms() -> ModuleType:
-    """torchvision.transforms.v2, which works on whole batches of uint8."""
-    mend_torchvision()
-    from torchvision.transforms import v2
-
-    return v2
 
 
 def make_grid(images: Tensor, columns: int = 8, padding: int = 2, background: float = 0.0) -> Tensor:

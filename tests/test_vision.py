@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_cli.vision import make_grid, mend_torchvision, transforms
+from diffusion_cli.vision import make_grid, mend_torchvision
 
 REPO = Path(__file__).parents[1]
 
@@ -37,8 +37,3 @@ def test_a_grid_is_filled_row_by_row():
     grid = make_grid(pictures, columns=2, padding=0)
     assert grid.shape == (3, 8, 8)
     assert (grid[:, :4, 4:] == 1).all() and (grid[:, 4:, :4] == 2).all()
-
-
-def test_transforms_take_whole_batches():
-    pictures = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
-    assert torch.equal(transforms().RandomHorizontalFlip(p=1)(pictures), pictures.flip(-1))
