@@ -57,10 +57,10 @@ def make(kind: type[Sampler], steps: int, grid: Grid | None = None, clip: bool =
 def fresh(like: torch.Tensor, seed: int = 0, first: int = 0):
     """Counted noise for a walk over pictures like these, in float64."""
     slots = torch.arange(first, first + len(like))
-    return lambda step: Source(seed, slots, step).normal("sample", like.shape[1:]).to(like)
+    return lambda step, which=0: Source(seed, slots, step).normal(f"sample {which}", like.shape[1:]).to(like)
 
 
-def no_noise(step: int) -> torch.Tensor:
+def no_noise(step: int, which: int = 0) -> torch.Tensor:
     raise AssertionError("a deterministic sampler asked for noise")
 
 

@@ -137,7 +137,11 @@ def walk(
         x = sampler.start(schedule, noise)
     else:
         x = schedule.mix(init.to(device).expand_as(noise), noise, sampler.grid.times(sampler.steps, schedule)[0])
-    return sampler.walk(lambda x, t: denoiser(x, t, cond), schedule, x, lambda i: schedule.noise(source.at(i), "fresh", shape))
+
+    def fresh(step: int, which: int = 0) -> Tensor:
+        return schedule.noise(source.at(step), f"fresh {which}" if which else "fresh", shape)
+
+    return sampler.walk(lambda x, t: denoiser(x, t, cond), schedule, x, fresh)
 
 
 def spread(schedule: Schedule, t: Tensor) -> Tensor:

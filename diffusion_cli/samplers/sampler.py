@@ -8,7 +8,7 @@ x0 = denoise(x, t), and moves by schedule.transfer; higher orders correct x0 bef
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -17,7 +17,12 @@ from diffusion_cli.samplers.grids import Grid
 from diffusion_cli.schedules import Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], t [] -> x0 [B, C, H, W]
-Noise = Callable[[int], Tensor]  # number of the step -> fresh noise [B, C, H, W]
+
+
+class Noise(Protocol):
+    """Fresh noise [B, C, H, W] of a step, counted: the same numbers, the same noise. A step may draw more than once."""
+
+    def __call__(self, step: int, which: int = 0, /) -> Tensor: ...
 
 
 class State(NamedTuple):
@@ -41,15 +46,22 @@ class Sampler(ABC):
         """Where the walk begins: noise [B, C, H, W] of unit scale -> x at the grid's first time."""
         return float(schedule.sigma(self.grid.times(self.steps, schedule)[0])) * noise
 
+    def length(self, schedule: Schedule) -> int | None:
+        """How many moves a walk makes; None where it finds out as it goes."""
+        return len(self.grid.times(self.steps, schedule)) - 1
+
     def walk(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[State]:
-        """States from x [B, C, H, W] at the grid's first time down to t = 0: steps + 1 of them."""
+        """States from x [B, C, H, W] at the grid's first time down to t = 0: one for each of its times."""
         times = self.grid.times(self.steps, schedule)
         ask = (lambda x, t: denoise(x, t).clamp(-1, 1)) if self.clip else denoise
         yield from self.moves(ask, schedule, x, times, noise)
 
     @abstractmethod
     def moves(self, ask: Denoise, schedule: Schedule, x: Tensor, times: Tensor, noise: Noise) -> Iterator[State]:
-        """The rule itself: times [steps + 1] float64, falling to 0."""
+        """The rule itself: times [n + 1] float64, falling to 0, or to an earlier end where a walk is made of pieces.
+
+        A state at each time; the last is State(n, times[-1], x, x). ask(x, t) is never asked at t = 0.
+        """
 
 
 def last(states: Iterator[State]) -> State:
