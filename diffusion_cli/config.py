@@ -26,6 +26,12 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sampler": ("diffusion_cli.samplers.Sampler", ()),
 }
 
+SAMPLE_GROUPS = {
+    "sampler": "diffusion_cli.samplers.Sampler",
+    "guidance": "diffusion_cli.guidance.Guidance",
+    "edit": "diffusion_cli.editing.Edit",
+}
+
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """The config with its references resolved, as dictionaries, lists, words and numbers."""
@@ -59,24 +65,25 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
     return settings.Plan(root, settings.Trainer(**node["trainer"]), node)
 
 
-def check_sample(node: dict[str, Any]) -> tuple[settings.Sample, dict[str, Any]]:
-    """Settings of a sampling run and its sampler's node, which without _target_ only changes the checkpoint's own."""
+def check_sample(node: dict[str, Any]) -> settings.Request:
+    """What is asked of a checkpoint, from the composed config. Raises ConfigError with a line for everything that is wrong."""
     if node.get("ckpt") == "???":
         raise ConfigError("say which checkpoint: ckpt=outputs/<name>, a run or one of its checkpoints/step_... folders")
     node = {**node, "ckpt": str(node["ckpt"])}
-    sampler = node.get("sampler") or {}
-    wrong = _root(node, "Sample", {"sampler"})
+    nodes = {group: node.pop(group, None) for group in SAMPLE_GROUPS}
+    wrong = _root(node, "Sample", set())
     trust = node.get("trust") if isinstance(node.get("trust"), list) else []
-    if isinstance(sampler, Mapping) and "_target_" in sampler:
-        wrong += check(sampler, TRAIN_GROUPS["sampler"][0], "sampler", trust=trust)
-    elif isinstance(sampler, Mapping):
+    sampler = nodes["sampler"] or {}
+    if isinstance(sampler, Mapping) and "_target_" not in sampler:  # the checkpoint's own, changed
         steps = signature("diffusion_cli.samplers.Sampler").parameters["steps"].kind
         if sampler.get("steps") is not None and not steps.holds(sampler["steps"]):
             wrong.append(f"sampler.steps is {shown(sampler['steps'])}: it must be {steps}")
+    for group, base in SAMPLE_GROUPS.items():
+        if isinstance(nodes[group], Mapping) and "_target_" in nodes[group]:
+            wrong += check(nodes[group], base, group, trust=trust)
     if wrong:
         raise ConfigError("\n".join(wrong))
-    root = settings.Sample(**_tuples({key: value for key, value in node.items() if key != "sampler"}))
-    return root, dict(sampler)
+    return settings.Request(settings.Sample(**_tuples(node)), dict(sampler), nodes["guidance"], nodes["edit"])
 
 
 def _root(node: Mapping[str, Any], schema: str, inner: set[str]) -> list[str]:

@@ -65,7 +65,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Sample:
-    """The root of sample.yaml, but for the sampler."""
+    """The root of sample.yaml, but for its groups."""
 
     ckpt: str
     n: PositiveInt
@@ -82,6 +82,19 @@ class Sample:
     compile: bool | Literal["auto"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     trust: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a checkpoint, all checked: the words, and the nodes of what they name.
+
+    sampler: without _target_ it only changes the checkpoint's own; edit: None where nothing binds the walk.
+    """
+
+    root: Sample
+    sampler: dict[str, Any]
+    guidance: dict[str, Any]
+    edit: dict[str, Any] | None
 
 
 @dataclass(frozen=True)

@@ -241,9 +241,9 @@ class Pair:
         import torch
 
         from diffusion_cli.data.pixels import to_uint8
-        from diffusion_cli.objectives.denoising import walk
         from diffusion_cli.randomness import Source
         from diffusion_cli.samplers import last
+        from diffusion_cli.walking import walk
 
         sampler, denoiser = replace(self.objective.sampler, steps=self.work.steps), self.objective.denoiser.eval()
         if self.compute.device.type == "cpu":

@@ -15,7 +15,7 @@ from tiny import SMALL, changed, compose
 from diffusion_cli import config
 from diffusion_cli.assembly import Facts, denoising_of, rehearse
 from diffusion_cli.build import build
-from diffusion_cli.config import CONFIGS, TRAIN_GROUPS
+from diffusion_cli.config import CONFIGS, SAMPLE_GROUPS, TRAIN_GROUPS
 from diffusion_cli.data import Batches, Dataset, Pictures
 from diffusion_cli.devices import Compute
 from diffusion_cli.ema import EMA
@@ -32,6 +32,7 @@ OPTIONS = [  # (group, option): ("loss/times", "uniform")
     for file in FILES
     if file.parent != CONFIGS and file.parent.name not in ("experiment", "sweep")
 ]
+ASKED_ONLY = set(SAMPLE_GROUPS) - set(TRAIN_GROUPS)  # groups of diffusion-sample alone
 TINY_MODELS = {
     "dit": ("model.width=16", "model.depth=1", "model.heads=2"),
     "unet_basic": ("model.widths=[8,8]", "model.kernel_size=3"),
@@ -100,7 +101,7 @@ def test_the_groups_are_there() -> None:
     assert len(OPTIONS) > 65
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda part: part)
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] not in ASKED_ONLY], ids=lambda part: part)
 def test_option(group: str, option: str) -> None:
     """Composed, checked, its keys its constructor's, rehearsed at its own size, trained two steps at a tiny one."""
     words = words_of(group, option)
@@ -130,27 +131,35 @@ def test_shifted_takes_every_schedule(option: str) -> None:
     config.check_train(node)
 
 
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] in ASKED_ONLY], ids=lambda part: part)
+def test_sample_takes_every_option(group: str, option: str) -> None:
+    """Its keys are its constructor's."""
+    asked = getattr(config.check_sample(compose("ckpt=somewhere", f"{group}={option}", primary="sample")), group)
+    for path, part in objects(asked):
+        assert set(part) - {"_target_"} == set(signature(part["_target_"]).parameters), f"{group}/{option}.yaml {path}"
+
+
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sampler"])
 def test_sample_takes_every_sampler(option: str) -> None:
-    settings, sampler = config.check_sample(compose("ckpt=somewhere", f"sampler={option}", primary="sample"))
-    assert settings.ckpt == "somewhere" and sampler["steps"] is not None
-    _, alone = config.check_sample(compose("ckpt=somewhere", "sampler.steps=7", primary="sample"))
-    assert alone == {"steps": 7}
+    asked = config.check_sample(compose("ckpt=somewhere", f"sampler={option}", primary="sample"))
+    assert asked.root.ckpt == "somewhere" and asked.sampler["steps"] is not None
+    alone = config.check_sample(compose("ckpt=somewhere", "sampler.steps=7", primary="sample"))
+    assert alone.sampler == {"steps": 7}
 
 
 @pytest.mark.parametrize("option", [file.stem for file in (CONFIGS / "sampler" / "grid").glob("*.yaml")])
 def test_sample_takes_every_grid(option: str) -> None:
-    _, sampler = config.check_sample(compose("ckpt=x", "sampler=heun", f"sampler/grid={option}", primary="sample"))
-    assert sampler["grid"] == compose(f"sampler/grid={option}")["sampler"]["grid"]
+    asked = config.check_sample(compose("ckpt=x", "sampler=heun", f"sampler/grid={option}", primary="sample"))
+    assert asked.sampler["grid"] == compose(f"sampler/grid={option}")["sampler"]["grid"]
 
 
 def test_steps_given_to_a_named_sampler_win() -> None:
     """sample.yaml says sampler.steps null: null must not overwrite what the sampler's own file says, and a word must."""
     for option, own in (("heun", 18), ("ddim", 50)):
         node = compose("ckpt=x", f"sampler={option}", primary="sample")
-        assert config.check_sample(node)[1]["steps"] == own
+        assert config.check_sample(node).sampler["steps"] == own
         node = compose("ckpt=x", f"sampler={option}", "sampler.steps=3", primary="sample")
-        assert config.check_sample(node)[1]["steps"] == 3
+        assert config.check_sample(node).sampler["steps"] == 3
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONFIGS).as_posix())

@@ -22,7 +22,7 @@ FLOORS = {
     4: "commands config help cli",
     3: "training sampling trainer assembly objectives evaluation checkpoint runs distributed build storage optimizers ema "
     "settings devices drawing",
-    2: "denoiser losses samplers guidance editing",
+    2: "denoiser losses samplers guidance editing walking",
     1: "models data codecs conditioning vision pictures",
     0: "schedules predictions randomness errors ranges signatures",
 }

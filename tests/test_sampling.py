@@ -28,8 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask(run: Path, out: Path | None, *words: str) -> Path:
     given = [f"ckpt={run}", "n=3", "batch=3", "device=cpu", *([f"out={out}"] if out else []), *words]
     merged = {word.partition("=")[0]: word for word in given}
-    settings, sampler = config.check_sample(compose(*merged.values(), primary="sample"))
-    return sample(settings, sampler)
+    return sample(config.check_sample(compose(*merged.values(), primary="sample")))
 
 
 def pictures(folder: Path) -> np.ndarray:

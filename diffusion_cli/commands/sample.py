@@ -7,7 +7,7 @@ from diffusion_cli import cli, config
 ABOUT = """diffusion-sample makes pictures with a trained model. All it needs is the run: ckpt=outputs/<name>.
 It writes single pictures, a grid and a metadata file; picture i of a seed is the same at any n and batch."""
 
-GROUPS = ("sampler",)
+GROUPS = ("sampler", "guidance", "edit")
 
 EXAMPLES = (
     ("diffusion-sample ckpt=outputs/digits n=64", "single pictures and a grid"),
@@ -26,7 +26,7 @@ def main() -> None:
 
 def task(composed: DictConfig) -> None:
     """Hydra calls it once, or once for each job of a sweep."""
-    settings, sampler = config.check_sample(config.plain(composed))
+    request = config.check_sample(config.plain(composed))
     from diffusion_cli.sampling import sample  # torch, now that the words are known to be right
 
-    sample(settings, sampler)
+    sample(request)

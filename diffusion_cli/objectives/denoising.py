@@ -1,6 +1,6 @@
 """Training a denoiser: noise a picture to a random time, ask the network, compare with what it should have said."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from PIL.Image import Image
@@ -16,6 +16,7 @@ from diffusion_cli.objectives.objective import Objective, Tally
 from diffusion_cli.randomness import Source
 from diffusion_cli.samplers import Sampler, State
 from diffusion_cli.schedules import Schedule, over_pictures
+from diffusion_cli.walking import walk
 
 BINS = 10  # of t, for the loss by noise level
 LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0, -8.0)  # log_snr at which denoising is evaluated: nearly clean to nearly noise
@@ -119,29 +120,6 @@ def gather(pictures: Pictures, ids: Tensor) -> Tensor:
     if isinstance(pictures.images, Tensor):
         return pictures.images[ids.to(pictures.images.device)]
     return torch.from_numpy(mended(pictures.images, pictures.images.__getitems__(ids.tolist()), {})[0])
-
-
-def walk(
-    denoiser: Denoiser, sampler: Sampler, source: Source, labels: Tensor | None = None, init: Tensor | None = None
-) -> Iterator[State]:
-    """The sampler's states for the slots of source: picture i depends on its slot and the seed alone.
-
-    labels [B] or None. init [C, H, W]: a picture to begin from, noised to the grid's first time, instead of pure noise.
-    """
-    schedule, network = denoiser.schedule, denoiser.network
-    shape = (network.channels, network.image_size, network.image_size)
-    device = source.slots.device
-    cond = None if labels is None else labels.to(device)
-    noise = schedule.noise(source, "start", shape)
-    if init is None:
-        x = sampler.start(schedule, noise)
-    else:
-        x = schedule.mix(init.to(device).expand_as(noise), noise, sampler.grid.times(sampler.steps, schedule)[0])
-
-    def fresh(step: int, which: int = 0) -> Tensor:
-        return schedule.noise(source.at(step), f"fresh {which}" if which else "fresh", shape)
-
-    return sampler.walk(lambda x, t: denoiser(x, t, cond), schedule, x, fresh)
 
 
 def spread(schedule: Schedule, t: Tensor) -> Tensor:
