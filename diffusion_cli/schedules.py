@@ -33,6 +33,11 @@ class Schedule(ABC):
 
     reaches_zero = False  # is alpha(1) = 0, so that x_1 is noise alone and says nothing of x0?
 
+    @property
+    def earliest(self) -> float:
+        """About the earliest time that training asks about: earlier ones are not to be relied on."""
+        return 1e-3
+
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
         """The share of the data at t."""
@@ -154,6 +159,10 @@ class Betas(VariancePreserving):
     @property
     def reaches_zero(self) -> bool:  # type: ignore[override]
         return self.zero_terminal_snr
+
+    @property
+    def earliest(self) -> float:
+        return 1 / self.steps
 
     def log_snr(self, t: Tensor) -> Tensor:
         knots = _knots_on(self, t.device)
@@ -337,6 +346,10 @@ class Shifted(Schedule):
     @property
     def reaches_zero(self) -> bool:  # type: ignore[override]
         return self.base.reaches_zero
+
+    @property
+    def earliest(self) -> float:
+        return self.base.earliest
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.of_log_snr(self.log_snr(t))[0]
