@@ -5,13 +5,17 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import cycle
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-_PAPER, _INK, _FAINT, _LINE = (255, 255, 255), (30, 30, 30), (205, 205, 205), (0, 90, 170)
+_PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (205, 205, 205)
+_COLOURS = (  # of lines: dark, and apart from each other for most eyes (Okabe and Ito 2008, and darker shades of theirs)
+    (0, 90, 170), (213, 94, 0), (0, 130, 95), (180, 70, 140), (120, 120, 120), (150, 100, 0), (60, 150, 200), (110, 60, 160),
+)  # fmt: skip
 _TILE = 56  # pixels: smaller pictures are enlarged by a whole factor to about this
 
 
@@ -58,18 +62,25 @@ def rows(named: Mapping[str, Tensor], columns: Sequence[str] = ()) -> Image.Imag
     return sheet
 
 
-def curve(
-    points: Sequence[tuple[float, float]], title: str, across: str = "step", width: int = 720, height: int = 360
-) -> Image.Image:
+def curve(points: Sequence[tuple[float, float]], title: str, across: str = "step") -> Image.Image:
     """A line through (x, y) points on labelled axes; y is logarithmic where all are positive and span a factor of 20."""
-    sheet = Image.new("RGB", (width, height), _PAPER)
+    return curves({"": points}, title, across)
+
+
+def curves(
+    named: Mapping[str, Sequence[tuple[float, float]]], title: str, across: str, width: int = 720, height: int = 360
+) -> Image.Image:
+    """The same for several lines, their names beside them in their colours. Points that are not finite are left out."""
+    named = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in named.items()}
+    margin = 20 + max(math.ceil(_font().getlength(name)) for name in named)
+    sheet = Image.new("RGB", (width + margin - 20, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     left, right, top, bottom = 70, width - 20, 34, height - 40
-    points = [(x, y) for x, y in points if math.isfinite(y)]
     pen.text((left, 10), title, _INK, font=_font(14))
-    if not points:
+    every = [point for points in named.values() for point in points]
+    if not every:
         return sheet
-    xs, ys = [x for x, _ in points], [y for _, y in points]
+    xs, ys = [x for x, _ in every], [y for _, y in every]
     logarithmic = min(ys) > 0 and max(ys) > 20 * min(ys)
     scale = (lambda y: math.log10(y)) if logarithmic else (lambda y: y)
     low, high = (scale(min(ys)), scale(max(ys))) if logarithmic else (min(0.0, min(ys)), max(0.0, max(ys)))
@@ -86,8 +97,24 @@ def curve(
         x = left + i / 4 * (right - left)
         pen.text((x, bottom + 8), f"{first + i / 4 * (last - first):.0f}", _INK, font=_font(), anchor="ma")
     pen.text(((left + right) / 2, height - 16), across, _INK, font=_font(), anchor="ma")
-    pen.line([place(x, y) for x, y in points], _LINE, width=2)
+    for points, colour in zip(named.values(), cycle(_COLOURS)):
+        pen.line([place(x, y) for x, y in points], colour, width=2)
+    ends = sorted((place(*points[-1])[1], name) for name, points in named.items() if points)
+    heights = _apart([y for y, _ in ends], bottom, min(15, (bottom - top) / len(ends)))
+    colours = dict(zip(named, cycle(_COLOURS)))
+    for y, (_, name) in zip(heights, ends, strict=True):
+        pen.text((right + 8, y), name, colours[name], font=_font(), anchor="lm")
     return sheet
+
+
+def _apart(heights: Sequence[float], end: float, least: float) -> list[float]:
+    """Rising heights moved so that neighbours are `least` apart and the last is not below `end`."""
+    moved = list(heights)
+    for k in range(1, len(moved)):
+        moved[k] = max(moved[k], moved[k - 1] + least)
+    for k in range(len(moved) - 1, -1, -1):
+        moved[k] = min(moved[k], end - least * (len(moved) - 1 - k))
+    return moved
 
 
 def png(image: Image.Image, facts: Mapping[str, object] | None = None) -> bytes:

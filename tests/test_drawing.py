@@ -86,3 +86,14 @@ def test_evenly_is_even(count: int, of: int) -> None:
     assert places[-1] == (of - 1 if count > 1 else 0)
     gaps = [b - a for a, b in pairwise(places)]
     assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_several_lines_have_their_names_beside_them_none_over_another() -> None:
+    named = {f"line {k}": [(0, 1.0), (10, 2.0 + k / 1000)] for k in range(8)}
+    sheet, alone = drawing.curves(named, "all", "step"), drawing.curves({"line 0": named["line 0"]}, "one", "step")
+    assert sheet.width == alone.width > 720 and sheet.height == 360
+    heights = drawing._apart([50.0, 51.0, 52.0, 300.0, 318.0], 320, 15)
+    assert heights == [50, 65, 80, 300, 318]
+    assert max(drawing._apart([310.0, 315.0, 319.0], 320, 15)) <= 320
+    colours = {colour for _, colour in sheet.getcolors(10**6)}
+    assert len(colours & set(drawing._COLOURS)) == 8
