@@ -1,7 +1,8 @@
 """From a composed config to checked settings: everything that can be wrong is said before torch is imported or data touched."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,21 @@ from diffusion_cli.signatures import check, check_values, shown, signature, targ
 
 CONFIGS = next(path for path in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if path.is_dir())
 
+# what an objective's constructor may ask of the program, by the names of arguments: assembly.py makes them
+PARTS = ("denoiser", "classifier", "schedule", "loss", "times", "sampler", "guidance", "names", "taught", "previews")
+
 # group -> (what it must build, which of its arguments the program itself supplies)
 TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dataset": ("diffusion_cli.data.Dataset", ()),
     "schedule": ("diffusion_cli.schedules.Schedule", ()),
     "prediction": ("diffusion_cli.predictions.Prediction", ("schedule",)),
     "loss": ("diffusion_cli.losses.Loss", ()),
-    "model": ("diffusion_cli.models.Network", ("channels", "image_size", "num_classes")),
+    "model": ("diffusion_cli.models.Network", ("channels", "image_size", "num_classes", "hint_channels")),
     "optimizer": ("diffusion_cli.optimizers.Optimizer", ()),
     "ema": ("diffusion_cli.ema.EMA", ()),
     "sampler": ("diffusion_cli.samplers.Sampler", ()),
+    "guidance": ("diffusion_cli.guidance.Guidance", ()),
+    "objective": ("diffusion_cli.objectives.Objective", PARTS),
 }
 
 SAMPLE_GROUPS = {
@@ -31,6 +37,7 @@ SAMPLE_GROUPS = {
     "guidance": "diffusion_cli.guidance.Guidance",
     "edit": "diffusion_cli.editing.Edit",
 }
+GIVEN = {"edit": ("original",)}  # which arguments the program itself supplies
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -56,7 +63,12 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
     wrong = _root(node, "Train", inner)
     wrong += _values(node.get("trainer"), "Trainer", "trainer")
     for group, (base, given) in TRAIN_GROUPS.items():
-        wrong += check(node.get(group), base, group, given, trust)
+        if group == "model" and _trains_classifier(node.get("objective"), trust):
+            base = "diffusion_cli.models.Classifier"
+        found = check(node.get(group), base, group, given, trust)
+        if group == "model" and found and ": not a " in found[0]:
+            found[0] += "; model=classifier goes with objective=classifying, the other models with objective=denoising"
+        wrong += found
     if not wrong:
         wrong = _pairs(node)
     if wrong:
@@ -67,9 +79,7 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
 
 def check_sample(node: dict[str, Any]) -> settings.Request:
     """What is asked of a checkpoint, from the composed config. Raises ConfigError with a line for everything that is wrong."""
-    if node.get("ckpt") == "???":
-        raise ConfigError("say which checkpoint: ckpt=outputs/<name>, a run or one of its checkpoints/step_... folders")
-    node = {**node, "ckpt": str(node["ckpt"])}
+    node = _with_ckpt(node)
     nodes = {group: node.pop(group, None) for group in SAMPLE_GROUPS}
     wrong = _root(node, "Sample", set())
     trust = node.get("trust") if isinstance(node.get("trust"), list) else []
@@ -80,10 +90,66 @@ def check_sample(node: dict[str, Any]) -> settings.Request:
             wrong.append(f"sampler.steps is {shown(sampler['steps'])}: it must be {steps}")
     for group, base in SAMPLE_GROUPS.items():
         if isinstance(nodes[group], Mapping) and "_target_" in nodes[group]:
-            wrong += check(nodes[group], base, group, trust=trust)
+            wrong += check(nodes[group], base, group, GIVEN.get(group, ()), trust)
+    if not wrong:
+        wrong = _beginning(node, nodes["edit"])
+    if not wrong and node["data"] is not None and not node["nearest"]:
+        wrong.append(f"data={node['data']}: training pictures are looked at with nearest= alone; add nearest=5")
     if wrong:
         raise ConfigError("\n".join(wrong))
     return settings.Request(settings.Sample(**_tuples(node)), dict(sampler), nodes["guidance"], nodes["edit"])
+
+
+def check_evaluate(node: dict[str, Any]) -> settings.Evaluate:
+    """Settings of an evaluation from the composed config. Raises ConfigError with a line for everything that is wrong."""
+    node = _with_ckpt(node)
+    wrong = _root(node, "Evaluate", set())
+    if not node.get("metrics"):
+        wrong.append("metrics is empty: name denoising, bound or bits")
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return settings.Evaluate(**_tuples(node))
+
+
+def _with_ckpt(node: dict[str, Any]) -> dict[str, Any]:
+    if node.get("ckpt") == "???":
+        raise ConfigError("say which checkpoint: ckpt=outputs/<name>, a run or one of its checkpoints/step_... folders")
+    return {**node, "ckpt": str(node["ckpt"])}
+
+
+def _beginning(node: Mapping[str, Any], edit: object) -> list[str]:
+    """Words about where pictures begin that contradict each other."""
+    said = [word for word in ("init", "strength", "vary", "between") if node[word] is not None]
+    said += [] if edit is None else ["edit"]
+    if "between" in said:
+        others = [word for word in said if word != "between"]
+        return [f"between goes without {' and '.join(others)}"] if others else _ends(node["between"], node["n"])
+    if "init" not in said and said:
+        return [f"{said[0]} is about a picture that is given: say which, init=picture.png"]
+    if "vary" in said and len(said) > 2:
+        return [f"vary goes without {' and '.join(word for word in said if word not in ('init', 'vary'))}"]
+    return []
+
+
+def _ends(ends: Sequence[object], n: int) -> list[str]:
+    """What is wrong with the ends of `between`, of n pictures."""
+    kinds = {isinstance(end, str) for end in ends}
+    if len(ends) not in (2, 4) or len(kinds) > 1:
+        return ["between takes two ends or four corners, either numbers of pictures or files: [3,17] or [a.png,b.png]"]
+    if n < len(ends):
+        return [f"n is {n}: between needs its ends at least, n={len(ends)}"]
+    side = math.isqrt(n)
+    if len(ends) == 4 and side**2 != n:
+        return [f"n is {n}: a map between four corners is a square, n={side**2} or n={(side + 1) ** 2}"]
+    return []
+
+
+def _trains_classifier(objective: object, trust: list[str]) -> bool:
+    """Whether the objective asks for a classifier, and so what the group `model` must be."""
+    try:
+        return "classifier" in target_of(objective, "objective", trust).parameters
+    except ConfigError:
+        return False  # its own line says why
 
 
 def _root(node: Mapping[str, Any], schema: str, inner: set[str]) -> list[str]:

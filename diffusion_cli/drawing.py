@@ -44,18 +44,28 @@ def grid(pictures: Tensor, columns: int | None = None) -> Image.Image:
     return image_of(make_grid(large, columns=columns, padding=2, background=255))
 
 
-def rows(named: Mapping[str, Tensor], columns: Sequence[str] = ()) -> Image.Image:
-    """Rows of pictures, uint8 [N, C, H, W] each, with a name at the left of each row and, if given, one above each column."""
+def rows(
+    named: Mapping[str, Tensor], columns: Sequence[str] = (), captions: Mapping[str, Sequence[str]] | None = None
+) -> Image.Image:
+    """Rows of pictures, uint8 [N, C, H, W] each, with a name at the left of each row and, if given, one above each column.
+
+    captions: of a row's name, a text above each of its pictures.
+    """
     drawn = {name: grid(pictures, columns=len(pictures)).convert("RGB") for name, pictures in named.items()}
     left = 10 + max(math.ceil(_font().getlength(name)) for name in drawn)
     top = 18 if columns else 0
-    width, height = max(r.width for r in drawn.values()), sum(r.height for r in drawn.values())
+    above = 16 if captions else 0
+    width, height = max(r.width for r in drawn.values()), sum(above + r.height for r in drawn.values())
     sheet = Image.new("RGB", (left + width, top + height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     for i, name in enumerate(columns):
         pen.text((left + (i + 0.5) * width / len(columns), 3), name, _INK, font=_font(), anchor="ma")
     y = top
     for name, row in drawn.items():
+        texts = captions.get(name, ()) if captions else ()
+        for i, text in enumerate(texts):
+            pen.text((left + (i + 0.5) * row.width / len(texts), y + 3), text, _COLOURS[0], font=_font(), anchor="ma")
+        y += above
         pen.text((5, y + row.height / 2), name, _INK, font=_font(), anchor="lm")
         sheet.paste(row, (left, y))
         y += row.height
@@ -128,10 +138,23 @@ def png(image: Image.Image, facts: Mapping[str, object] | None = None) -> bytes:
 
 
 def gif(frames: Sequence[Image.Image], milliseconds: int = 80, hold: int = 1500) -> bytes:
-    """An endless animation that rests on its last frame."""
+    """An endless animation that rests on its last frame; each frame has 256 colours of its own."""
+    few = [frame if frame.mode == "P" else frame.convert("P", palette=Image.Palette.ADAPTIVE) for frame in frames]
+    return _moving("GIF", few, milliseconds, hold)
+
+
+def webp(frames: Sequence[Image.Image], milliseconds: int = 80, hold: int = 1500) -> bytes:
+    """The same with every colour: no pixel is changed."""
+    return _moving("WEBP", [frame.convert("RGB") for frame in frames], milliseconds, hold, lossless=True)
+
+
+ANIMATIONS = {"gif": gif, "webp": webp}
+
+
+def _moving(form: str, frames: Sequence[Image.Image], milliseconds: int, hold: int, lossless: bool = False) -> bytes:
     file = io.BytesIO()
     lengths = [milliseconds] * (len(frames) - 1) + [hold]
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=lengths, loop=0)
+    frames[0].save(file, form, save_all=True, append_images=frames[1:], duration=lengths, loop=0, lossless=lossless)
     return file.getvalue()
 
 

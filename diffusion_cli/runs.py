@@ -17,13 +17,16 @@ from PIL.Image import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from diffusion_cli import drawing, storage
+from diffusion_cli.distributed import process
 from diffusion_cli.errors import StorageError
 
 
 def say(line: str) -> None:
-    """One line for the person at the terminal, past any progress bar."""
+    """One line for the person at the terminal, past any progress bar; of several processes the first one speaks."""
     from tqdm import tqdm
 
+    if not process().first:
+        return
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
 

@@ -32,6 +32,7 @@ class Schedule(ABC):
     """One noise schedule. Frozen: it holds numbers, no state."""
 
     reaches_zero = False  # is alpha(1) = 0, so that x_1 is noise alone and says nothing of x0?
+    gaussian = True  # is the noise Gaussian, so that all of a great circle between two noises is noise?
 
     @property
     def earliest(self) -> float:
@@ -328,6 +329,8 @@ class Flow(Schedule):
 class Mix(Flow):
     """The tutorials' mixing, x (1 - amount) + noise amount, with noise uniform over the range of a picture, [-1, 1]."""
 
+    gaussian = False
+
     def noise(self, source: Source, stream: str, shape: tuple[int, ...]) -> Tensor:
         return 2 * source.uniform(stream, shape) - 1
 
@@ -346,6 +349,10 @@ class Shifted(Schedule):
     @property
     def reaches_zero(self) -> bool:  # type: ignore[override]
         return self.base.reaches_zero
+
+    @property
+    def gaussian(self) -> bool:  # type: ignore[override]
+        return self.base.gaussian
 
     @property
     def earliest(self) -> float:

@@ -28,7 +28,6 @@ class Trainer:
     keep: PositiveInt
     preview: PositiveInt
     evaluate: PositiveInt
-    label_dropout: Fraction
 
     @property
     def end(self) -> int | None:
@@ -72,14 +71,41 @@ class Sample:
     seed: NonNegativeInt
     batch: PositiveInt
     out: str | None
-    label: str | int | None
+    label: str | int | tuple[str | int, ...] | None
     init: str | None
-    strength: Fraction
+    strength: Fraction | None
+    vary: Fraction | None
+    between: tuple[NonNegativeInt | str, ...] | None
     weights: Literal["ema", "raw"]
     trajectory: bool
-    format: Literal["png", "npz"]
+    animation: Literal["gif", "webp"]
+    snapshots: tuple[NonNegativeInt, ...]
+    nearest: NonNegativeInt
+    data: str | None
+    format: Literal["png", "npz", "safetensors", "parquet"]
+    shard: PositiveInt
     device: str
     compile: bool | Literal["auto"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    trust: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """The root of evaluate.yaml."""
+
+    ckpt: str
+    metrics: tuple[Literal["denoising", "bound", "bits"], ...]
+    n: PositiveInt
+    split: Literal["train", "test"]
+    data: str | None
+    seed: NonNegativeInt
+    batch: PositiveInt
+    levels: PositiveInt
+    tolerance: PositiveFloat
+    weights: Literal["ema", "raw"]
+    out: str | None
+    device: str
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     trust: tuple[str, ...]
 
@@ -108,7 +134,7 @@ class Plan:
 
 # what may change between two launches of the same run; all else is frozen
 _FREE = re.compile(
-    r"name|device|compile|precision|resume|preview|outputs|trust|sampler\b.*|dataset\.(path|workers|memory)"
+    r"name|device|compile|precision|resume|preview|outputs|trust|(sampler|guidance)\b.*|dataset\.(path|workers|memory)"
     r"|trainer\.(steps|images|minutes|keep|preview|evaluate|\w+_every)"
 )
 

@@ -51,6 +51,11 @@ def rename(source: Path, target: Path) -> None:
     _sync_folder(target.parent)
 
 
+def remove_file(path: Path) -> None:
+    with _named("remove", path):
+        path.unlink(missing_ok=True)
+
+
 def remove(path: Path) -> None:
     """A folder and what is in it: out of sight first, so that a half-removed one is never taken for a whole one."""
     hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.del")

@@ -8,12 +8,9 @@ of steps: a resumed run equals the uninterrupted one to the bit, on the same mac
 
 import copy
 import math
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
@@ -30,32 +27,7 @@ from diffusion_cli.optimizers import Optimizer
 from diffusion_cli.randomness import Source, word_of
 from diffusion_cli.runs import Run, say
 from diffusion_cli.settings import Trainer as Settings
-
-
-class StopRequest:
-    """Set by the first SIGTERM, SIGINT, SIGUSR1 or SIGUSR2; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.number = number
-
-
-@contextmanager
-def listening() -> Iterator[StopRequest]:
-    """A stop request that signals set as long as the block runs."""
-    request = StopRequest()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-    before = {number: signal.signal(number, request) for number in numbers}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+from diffusion_cli.signals import listening
 
 
 @dataclass
@@ -129,8 +101,8 @@ class Trainer:
                 progress.seconds += time.perf_counter() - began - paused
                 bar.update()
         if stop.number and not done:
-            name, saved = signal.Signals(stop.number).name, ", saved" if progress.step > first else ", nothing new to save"
-            raise Stopped(f"stopped by {name} at step {progress.step}{saved}: the same command goes on", stop.number)
+            saved = ", saved" if progress.step > first else ", nothing new to save"
+            raise Stopped(f"stopped by {stop.name} at step {progress.step}{saved}: the same command goes on", stop.number)
         return figures
 
     def done(self) -> bool:

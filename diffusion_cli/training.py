@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from diffusion_cli import checkpoint, drawing, storage
-from diffusion_cli.assembly import Facts, denoising_of, rehearse
+from diffusion_cli.assembly import Facts, objective_of, rehearse
 from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.data import Batches, Dataset, Pictures
@@ -18,6 +18,7 @@ from diffusion_cli.data.pixels import to_uint8
 from diffusion_cli.devices import choose
 from diffusion_cli.ema import EMA
 from diffusion_cli.errors import ConfigError, Stopped, StorageError
+from diffusion_cli.objectives import Objective
 from diffusion_cli.objectives.denoising import spread
 from diffusion_cli.optimizers import Optimizer
 from diffusion_cli.randomness import Source
@@ -34,7 +35,7 @@ def train(plan: Plan) -> dict[str, float]:
     compute = choose(root.device, root.precision, root.compile, say)
     dataset = build(node["dataset"], Dataset, "dataset", trust=root.trust)
     folder = Path(root.outputs) / str(root.name)
-    rehearse(node, root.trust)
+    rehearsed = rehearse(node, root.trust)
     if root.preview == "data":
         _draw_data(node, dataset, folder, root.trust)
         return {}
@@ -43,7 +44,7 @@ def train(plan: Plan) -> dict[str, float]:
     if start is not None and ended and settings.reached(start.step, start.state["seconds"]):
         limit = "steps" if settings.steps is not None else "images" if settings.images is not None else "minutes"
         say(f"{folder} is finished at step {start.step:,}: a larger trainer.{limit}= goes on, another name= starts anew")
-        _say_next(folder)
+        _say_next(folder, rehearsed)
         return dict(status_of(folder).get("figures", {}))
     run = Run(folder)
     step = start.step if start else 0
@@ -54,11 +55,10 @@ def train(plan: Plan) -> dict[str, float]:
         assert pictures is not None
         facts = _facts(dataset, pictures)
         _same_data(start, facts)
-        objective = denoising_of(node, facts, root.trust)
-        network = objective.denoiser.network
+        objective = objective_of(node, facts, root.trust)
         if compute.compile:
-            network.compile()
-        weights = sum(p.numel() for p in network.parameters())
+            objective.network.compile()
+        weights = sum(p.numel() for p in objective.network.parameters())
         shape = f"{facts['channels']} x {facts['image_size']} x {facts['image_size']}"
         say(f"{folder}: {len(pictures):,} pictures of {shape}, {weights:,} weights, {compute}")
         if pictures.skipped:
@@ -86,13 +86,13 @@ def train(plan: Plan) -> dict[str, float]:
         figures = trainer.fit(start) or run.last_figures()
         step = trainer.progress.step
         run.hyperparameters(step, flat(saved["config"]), figures)
-        _draw_history(run)
+        _draw_history(run, objective)
         run.status("finished", step, total=settings.end, figures=figures)
         say(
             f"done in {time.perf_counter() - began:.0f} s: "
             + ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         )
-        _say_next(folder)
+        _say_next(folder, objective)
         return figures
     except BaseException as error:
         run.status(
@@ -174,19 +174,19 @@ def _draw_data(node: dict[str, Any], dataset: Dataset, folder: Path, trust: tupl
     say(f"{len(pictures):,} pictures; what the network will see, clean and at eight levels of noise: {path}")
 
 
-def _draw_history(run: Run, frames: int = 10) -> None:
+def _draw_history(run: Run, objective: Objective, frames: int = 10) -> None:
     """The loss as a curve, and how the first pictures of each preview grew over training."""
     image = drawing.curve(run.history("train/loss"), "training loss")
     run.write("loss.png", drawing.png(image))
-    previews = sorted(run.samples.glob("samples_*.png"))
+    previews = sorted(run.samples.glob(f"{objective.shown}_*.png"))
     wanted = [previews[i] for i in drawing.evenly(frames, len(previews))]
     sheets = [Image.open(path).convert("RGB") for path in wanted]
     if len(sheets) > 1 and len({sheet.size for sheet in sheets}) == 1:
         run.write("growth.gif", drawing.gif([sheet.convert("P", palette=Image.Palette.ADAPTIVE) for sheet in sheets], 500))
 
 
-def _say_next(folder: Path) -> None:
-    newest = max((folder / "samples").glob("samples_*.png"), default=None)
+def _say_next(folder: Path, objective: Objective) -> None:
+    newest = max((folder / "samples").glob(f"{objective.shown}_*.png"), default=None)
     if newest is not None:
         say(f"look at   {newest}")
-    say(f"and try   diffusion-sample ckpt={folder} n=64 seed=1")
+    say(f"and try   {objective.example.format(run=folder)}")

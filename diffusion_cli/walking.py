@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from diffusion_cli.denoiser import Denoiser
-from diffusion_cli.editing import Edit, Free, PureNoise, Start
-from diffusion_cli.guidance import Guidance, Unguided
+from diffusion_cli.editing import Edit, PureNoise, Question, Start
+from diffusion_cli.guidance import Guidance, Guided, Unguided
 from diffusion_cli.randomness import Source
-from diffusion_cli.samplers import Sampler, State
+from diffusion_cli.samplers import Denoise, Sampler, State
+from diffusion_cli.schedules import over_pictures
 
 
 def walk(
@@ -18,11 +20,14 @@ def walk(
     labels: Tensor | None = None,
     guidance: Guidance = Unguided(),  # noqa: B008 (frozen)
     start: Start = PureNoise(),  # noqa: B008
-    edit: Edit = Free(),  # noqa: B008
+    edit: Edit | None = None,
+    helper: nn.Module | None = None,
+    shares: Tensor | None = None,
 ) -> Iterator[State]:
     """The states of the pictures that the slots of source number: picture i depends on its slot and the seed alone.
 
-    labels [B] or None.
+    labels [B] or None; [B, K] for pictures between K labels, with shares [B, K] of each. helper: the second model of the
+    guidance, if it needs one.
     """
     schedule, network = denoiser.schedule, denoiser.network
     shape = (network.channels, network.image_size, network.image_size)
@@ -30,5 +35,46 @@ def walk(
     def fresh(step: int, which: int = 0) -> Tensor:
         return schedule.noise(source.at(step), f"fresh {which}" if which else "fresh", shape)
 
-    ask = guidance.guide(denoiser, None if labels is None else labels.to(source.slots.device))
-    return edit.walk(ask, schedule, sampler, start.x(ask, schedule, sampler, source, shape), fresh)
+    cond = None if labels is None else labels.to(source.slots.device)
+    question = asking(denoiser, cond, guidance, helper, shares)
+    x = start.x(schedule, sampler, source, shape)
+    if edit is None:
+        return sampler.walk(question(), schedule, x, fresh)
+    return edit.walk(question, schedule, sampler, x, fresh)
+
+
+def asking(
+    denoiser: Denoiser, labels: Tensor | None, guidance: Guidance, helper: nn.Module | None, shares: Tensor | None = None
+) -> Question:
+    """Gives a new question each time: what guidance and hint remember belongs to one way through the times.
+
+    Between labels [B, K] the answer lies between the answers for each: x0 = sum_k shares[:, k] x0(x, t | labels[:, k]).
+    """
+    if shares is None:
+        return lambda: remembering(guidance.guide(denoiser, labels, helper))
+    assert labels is not None
+
+    def question() -> Denoise:
+        asks = [remembering(guidance.guide(denoiser, each, helper)) for each in labels.unbind(1)]
+        parts = shares.unbind(1)
+        return lambda x, t: sum(
+            (over_pictures(part, x) * ask(x, t) for part, ask in zip(parts, asks, strict=True)), start=torch.zeros_like(x)
+        )
+
+    return question
+
+
+def remembering(guided: Guided) -> Denoise:
+    """The sampler's question, in which each answer is the hint of the next one (self-conditioning, Chen et al. 2022).
+
+    Whatever the sampler asks counts: of two questions of one step, the second has the first's answer for a hint.
+    """
+    before: Tensor | None = None
+
+    def ask(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal before
+        x0 = guided(x, t, before)
+        before = x0.detach()
+        return x0
+
+    return ask

@@ -154,15 +154,15 @@ class Pair:
     def __init__(self, work: Workload, compute: Any, compile_peer: bool):
         import torch
 
-        from diffusion_cli.assembly import Facts, denoising_of
+        from diffusion_cli.assembly import Facts, objective_of
         from diffusion_cli.models.diffusers_names import renamed
 
         torch.manual_seed(0)
         self.work, self.compute, self.plan = work, compute, plan_of(work)
         self.theirs = peers_network(self.plan.node["model"]).to(compute.device)
         facts = Facts(channels=3, image_size=32, classes=[], taught=[], fingerprint="")
-        self.objective = denoising_of(self.plan.node, facts).to(compute.device)
-        self.network = self.objective.denoiser.network
+        self.objective = objective_of(self.plan.node, facts).to(compute.device)
+        self.network = self.objective.network
         self.network.load_state_dict({renamed(key): value for key, value in self.theirs.state_dict().items()})
         self.difference = self._difference()
         self.weights = sum(p.numel() for p in self.network.parameters())

@@ -20,7 +20,11 @@ torch.set_num_threads(1)
 _NEED_ARGUMENTS = {
     Shifted: [Shifted(Flow()), Shifted(Betas("cosine"), 4.0), Shifted(EDM(), 2.0), Shifted(Betas(zero_terminal_snr=True))]
 }
-_GRIDS_THAT_NEED_ARGUMENTS = {samplers.Tail: [samplers.Tail(samplers.Uniform(), 0.65), samplers.Tail(samplers.Own(), 1.0)]}
+_GRIDS_THAT_NEED_ARGUMENTS: dict[type, list[samplers.Grid]] = {
+    samplers.Tail: [samplers.Tail(samplers.Uniform(), 0.65), samplers.Tail(samplers.Own(), 1.0)],
+    samplers.ShiftedGrid: [samplers.ShiftedGrid(samplers.Own(), 3.0), samplers.ShiftedGrid(samplers.Trailing(), 0.4)],
+    samplers.Listed: [],  # says itself how many steps there are: tests/test_grids.py
+}
 _VARIANTS = [
     *(Betas(curve) for curve in ("scaled_linear", "sigmoid", "laplace", "cosine")),
     *(Betas(curve, zero_terminal_snr=True) for curve in ("linear", "scaled_linear", "cosine")),

@@ -63,7 +63,7 @@ MALFORMED: list[tuple[str, str, str]] = [  # command, its words separated by spa
     (T, "trainer.steps=-3", "trainer.steps is -3"),
     (T, "trainer.steps=0", "trainer.steps is 0"),
     (T, "seed=-1", "seed is -1: it must be a whole number >= 0"),
-    (T, "trainer.label_dropout=1.5", "it must be a number from 0 to 1"),
+    (T, "objective.label_dropout=1.5", "it must be a number from 0 to 1"),
     (T, "trainer.minutes=0", "trainer.minutes is 0"),
     (T, "model.dropout=1", "model.dropout is 1: it must be a number from 0 to below 1"),
     (T, "ema.images=-1", "ema.images is -1"),

@@ -13,7 +13,7 @@ import yaml
 from tiny import SMALL, changed, compose
 
 from diffusion_cli import config
-from diffusion_cli.assembly import Facts, denoising_of, rehearse
+from diffusion_cli.assembly import PARTS, Facts, objective_of, rehearse
 from diffusion_cli.build import build
 from diffusion_cli.config import CONFIGS, SAMPLE_GROUPS, TRAIN_GROUPS
 from diffusion_cli.data import Batches, Dataset, Pictures
@@ -38,6 +38,14 @@ TINY_MODELS = {
     "unet_basic": ("model.widths=[8,8]", "model.kernel_size=3"),
     "unet_gated": ("model.width=8", "model.levels=2", "model.time_width=8", "model.bottom_width=8", "model.bottom_channels=4"),
 }
+TINY_CLASSIFIER = (
+    "model.width=8",
+    "model.groups=4",
+    "model.multipliers=[1]",
+    "model.attention_levels=[]",
+    "model.head_width=8",
+)
+SECOND = {"auto", "classifier"}  # guidance that asks a second model, which training has not
 TINY_UNET = ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipliers=[1,1,1,1]", "model.head_width=8")
 MISSING = {"folder": ("dataset.path=somewhere",), "parquet": ("dataset.path=somewhere",), "hub": ("dataset.repo=some/where",)}
 
@@ -49,6 +57,10 @@ def words_of(group: str, option: str) -> list[str]:
         words += ["schedule=vp", "sampler/grid=uniform"]
     if group == "dataset":
         words += MISSING.get(option, ())
+    if (group, option) == ("sampler/grid", "listed"):
+        words += ["sampler.grid.at=[1,0.5]", "sampler.steps=2"]
+    if (group, option) in (("objective", "classifying"), ("model", "classifier")):
+        words = ["objective=classifying", "model=classifier"]
     return words
 
 
@@ -63,8 +75,9 @@ def digits() -> tuple[Dataset, Pictures]:
 def two_steps(plan: Plan) -> list[torch.Tensor]:
     """Two updates of a freshly built trainer; the weights before, between and after."""
     _, pictures = digits()
-    facts = Facts(channels=1, image_size=8, classes=list(pictures.classes), taught=[], fingerprint="")
-    objective = denoising_of(plan.node, facts)
+    taught = list(range(10)) if plan.node["dataset"]["labels"] else []
+    facts = Facts(channels=1, image_size=8, classes=list(pictures.classes), taught=taught, fingerprint="")
+    objective = objective_of(plan.node, facts)
     optimizer, average = build(plan.node["optimizer"], Optimizer, "optimizer"), build(plan.node["ema"], EMA, "ema")
     batches = Batches(pictures, plan.trainer.batch, plan.root.seed, flip=True)
     compute = Compute(torch.device("cpu"), None, False)
@@ -76,7 +89,7 @@ def two_steps(plan: Plan) -> list[torch.Tensor]:
         seen.append(flat())
     assert math.isfinite(float(trainer.progress.tallies["loss"].sums))
     images = trainer.shadow.preview(trainer.batches.pictures, Source(0, torch.arange(plan.trainer.preview)))
-    assert set(images) >= {"samples", "steps"}
+    assert objective.shown in images
     return seen
 
 
@@ -111,12 +124,20 @@ def test_option(group: str, option: str) -> None:
     for path, part in objects(option_at(node, group)):
         expected = set(signature(part["_target_"]).parameters) - set(given if not path else ())
         assert set(part) - {"_target_"} == expected, f"{group}/{option}.yaml {path}"
+    if group == "guidance" and option in SECOND:
+        with pytest.raises(ConfigError, match="guidance"):
+            rehearse(plan.node)
+        return
     rehearse(config.check_train(changed(node, "dataset.size=32", "dataset.channels=3")).node)
     if group == "dataset":
         assert isinstance(build(plan.node["dataset"], Dataset, "dataset"), Dataset)
         return
     model = TINY_MODELS.get(option, TINY_UNET) if group == "model" else TINY_UNET
     shrunk = model if group == "model" else (*model, "model.multipliers=[1]")
+    shrunk = TINY_CLASSIFIER if "classifying" in words[0] else shrunk
+    shrunk = (*shrunk, "dataset.labels=true") if group == "guidance" or "classifying" in words[0] else shrunk
+    shrunk = (*shrunk, "sampler.steps=200") if option == "dpm_adaptive" else shrunk  # a limit, not a count
+    shrunk = (*shrunk, "sampler.steps=200") if option == "dpm_adaptive" else shrunk  # a limit, there, and 2 are too few
     before, between, after = two_steps(config.check_train(changed(node, *SMALL, *shrunk)))
     assert torch.isfinite(after).all()
     assert not torch.equal(before, between) and not torch.equal(between, after), "the weights do not move"
@@ -131,7 +152,7 @@ def test_shifted_takes_every_schedule(option: str) -> None:
     config.check_train(node)
 
 
-@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] in ASKED_ONLY], ids=lambda part: part)
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] in {*ASKED_ONLY, "guidance"}], ids=lambda part: part)
 def test_sample_takes_every_option(group: str, option: str) -> None:
     """Its keys are its constructor's."""
     asked = getattr(config.check_sample(compose("ckpt=somewhere", f"{group}={option}", primary="sample")), group)
@@ -183,7 +204,14 @@ def test_exponents_are_numbers(number: str) -> None:
     assert isinstance(compose()["optimizer"]["eps"], float)
 
 
+def test_the_parts_of_an_objective_are_those_that_the_config_knows() -> None:
+    """config.py says their names before torch is there, assembly.py makes them."""
+    assert tuple(PARTS) == config.PARTS
+
+
 PAIRS = [
+    (("objective=classifying",), "not a Classifier; model=classifier goes with objective=classifying"),
+    (("model=classifier",), "not a Network; model=classifier goes with objective=classifying"),
     (("prediction=eps",), "prediction=eps is impossible"),
     (("prediction=score", "schedule=zero_snr"), "prediction=score is impossible"),
     (("prediction=eps", "schedule=shifted"), "prediction=eps is impossible"),

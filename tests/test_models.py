@@ -22,9 +22,11 @@ from diffusion_cli.models.time_embedding import sinusoids
 from diffusion_cli.vision import mend_torchvision
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-OPTIONS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+CLASSIFIERS = ["classifier"]  # tests/test_classifying.py
+OPTIONS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml") if path.stem not in CLASSIFIERS)
 PICTURES = {"mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 8)}
 TIMELESS = {"unet_basic"}  # networks that are not told the time
+FACTS = ["channels", "image_size", "num_classes", "hint_channels"]  # what the program says of the data
 NULL = 5  # the classes of the conditional networks here, and so the index of the null label
 
 every_option = pytest.mark.parametrize("option", OPTIONS)
@@ -41,6 +43,12 @@ def make(option: str, channels: int, size: int, classes: int = 0, **changes) -> 
     keys = {**node(option), **changes}
     torch.manual_seed(0)
     return getattr(models, keys.pop("_target_").rpartition(".")[2])(channels, size, classes, **keys)
+
+
+def test_every_option_is_a_network_or_a_classifier() -> None:
+    for option in [*OPTIONS, *CLASSIFIERS]:
+        base = models.Classifier if option in CLASSIFIERS else Network
+        assert issubclass(getattr(models, node(option)["_target_"].rpartition(".")[2]), base), option
 
 
 def stir(network: nn.Module, seed: int = 1) -> nn.Module:
@@ -69,12 +77,12 @@ def narrowing(option: str) -> dict:
         return {"width": 32} if parameters(make(option, 3, 32)) > 10e6 else {}
 
 
-def small(option: str, classes: int = 0, channels: int = 1) -> Network:
+def small(option: str, classes: int = 0, channels: int = 1, **facts: int) -> Network:
     """The option at the smallest of the sizes that it takes, narrow, stirred and in evaluation mode."""
     try:
-        return stir(make(option, channels, 8, classes, **narrowing(option))).eval()
+        return stir(make(option, channels, 8, classes, **facts, **narrowing(option))).eval()
     except ValueError:
-        return stir(make(option, channels, 28, classes, **narrowing(option))).eval()
+        return stir(make(option, channels, 28, classes, **facts, **narrowing(option))).eval()
 
 
 # --- every option -----------------------------------------------------------------------------------------------------
@@ -88,15 +96,15 @@ def test_yaml_states_every_key_and_says_what_it_is(option):
     keys = node(option)
     network = getattr(models, keys["_target_"].removeprefix("diffusion_cli.models."))
     parameters = list(inspect.signature(network).parameters.values())
-    assert [p.name for p in parameters[:3]] == ["channels", "image_size", "num_classes"]
-    assert set(keys) - {"_target_"} == {p.name for p in parameters[3:]}
+    assert [p.name for p in parameters[:4]] == ["channels", "image_size", "num_classes", "hint_channels"]
+    assert set(keys) - {"_target_"} == {p.name for p in parameters[4:]}
     assert issubclass(network, Network)
 
 
 @every_option
 def test_the_signature_is_a_schema_that_is_read_without_torch(option):
     def faults(keys: dict) -> list[str]:
-        return signatures.check(keys, "diffusion_cli.models.Network", "model", given=["channels", "image_size", "num_classes"])
+        return signatures.check(keys, "diffusion_cli.models.Network", "model", given=FACTS)
 
     keys = node(option)
     assert faults(keys) == []
@@ -150,6 +158,27 @@ def test_labels(option):
     assert torch.equal(unlabelled, answers[NULL])
     with pytest.raises(ValueError, match="num_classes is 0"):
         small(option)(x, time, torch.tensor([0, 1]))
+
+
+@every_option
+def test_hint(option):
+    """Further channels of x: told of them, F has the shape of the picture; with zero weights there, it is the plain network."""
+    told = small(option, channels=3, hint_channels=3)
+    x, time = batch(3, told.image_size)
+    hint = torch.randn_like(x)
+    with torch.no_grad():
+        answers = [told(torch.cat([x, h], dim=1), time) for h in (hint, -hint)]
+    assert answers[0].shape == x.shape and (answers[0] - answers[1]).abs().max() > 1e-5
+    plain = small(option, channels=3)
+    own = plain.state_dict()
+    wider = {key: torch.zeros_like(value) for key, value in told.state_dict().items() if value.shape != own[key].shape}
+    assert 1 <= len(wider) <= 2, "only what reads the picture"
+    for key, weight in wider.items():
+        weight[:, : own[key].shape[1]] = own[key]  # of patches, too: the picture's channels come first in each
+    told.load_state_dict({**own, **wider})
+    with torch.no_grad():
+        assert torch.equal(told(torch.cat([x, hint], dim=1), time), told(torch.cat([x, 0 * x], dim=1), time))
+        assert (told(torch.cat([x, hint], dim=1), time) - plain(x, time)).abs().max() < 1e-5
 
 
 @every_option

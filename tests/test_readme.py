@@ -33,6 +33,7 @@ def test_command_is_right(command: str) -> None:
     if words == ["trainer.stepz=3"]:
         pytest.skip("the README's example of a mistake")
     said = cli.overrides([cli.with_home(word) for word in words])
+    said = sample.with_scale(said) if program == "diffusion-sample" else said
     singles = [re.sub(r"=([\w.]+),.*", r"=\1", word) for word in said] if cli.is_multirun(words) else said
     primary = program.removeprefix("diffusion-")
     with initialize_config_dir(str(config.CONFIGS), version_base="1.3"):

@@ -71,17 +71,17 @@ def test_files_and_their_facts(runs: Path, tmp_path: Path) -> None:
         facts = json.loads(image.text["diffusion"])
         assert (facts["index"], facts["label"], facts["seed"], facts["checkpoint"]) == (i, i % 10, 3, found.digest)
         assert image.size == (8, 8) and image.mode == "L"
-    assert json.loads(Image.open(folder / "grid.png").text["diffusion"]) == metadata
+    assert metadata.pop("state") == "finished" and json.loads(Image.open(folder / "grid.png").text["diffusion"]) == metadata
 
 
 def test_npz_holds_the_same_pictures(runs: Path, tmp_path: Path) -> None:
     png = ask(runs / "labelled", tmp_path / "png", "n=5", "batch=2")
     npz = ask(runs / "labelled", tmp_path / "npz", "n=5", "batch=2", "format=npz")
-    with np.load(npz / "samples.npz", allow_pickle=False) as stored:
+    with np.load(npz / "samples_00000000-00000004.npz", allow_pickle=False) as stored:
         assert stored["images"].shape == (5, 8, 8, 1) and stored["images"].dtype == np.uint8
         assert np.array_equal(stored["images"][..., 0], pictures(png)) and stored["labels"].tolist() == [0, 1, 2, 3, 4]
     plain = ask(runs / "plain", tmp_path / "plain", "format=npz")
-    with np.load(plain / "samples.npz", allow_pickle=False) as stored:
+    with np.load(plain / "samples_00000000-00000002.npz", allow_pickle=False) as stored:
         assert list(stored) == ["images"]
     assert not list(npz.glob("0*.png"))
 

@@ -1,11 +1,15 @@
 """diffusion-sample: pictures from a checkpoint."""
 
+import re
+
 from omegaconf import DictConfig
 
 from diffusion_cli import cli, config
+from diffusion_cli.errors import Stopped
 
 ABOUT = """diffusion-sample makes pictures with a trained model. All it needs is the run: ckpt=outputs/<name>.
-It writes single pictures, a grid and a metadata file; picture i of a seed is the same at any n and batch."""
+It writes single pictures or large files, a grid and a metadata file; picture i of a seed is the same at any n and batch.
+The same command makes what is missing; torchrun --nproc-per-node 8 --no-python diffusion-sample ... shares it out to 8 GPUs."""
 
 GROUPS = ("sampler", "guidance", "edit")
 
@@ -15,18 +19,36 @@ EXAMPLES = (
     ("diffusion-sample ckpt=outputs/digits trajectory=true n=16", "also a strip and a GIF from noise to picture"),
     ("diffusion-sample ckpt=outputs/digits/checkpoints/step_00002400 weights=raw", "that checkpoint, weights as trained"),
     ("diffusion-sample ckpt=outputs/cifar label=horse seed=7 out=horses", "one class, to a folder of your choice"),
-    ("diffusion-sample ckpt=outputs/digits n=10000 batch=500 format=npz", "many, in one array"),
+    ("diffusion-sample ckpt=outputs/digits guidance=2 label=all n=100", "guided by labels, a row for each class"),
+    ("diffusion-sample ckpt=outputs/digits snapshots=[0,10,40] nearest=5", "a walk in detail; the nearest training pictures"),
+    ("diffusion-sample ckpt=outputs/digits n=50000 batch=1000 format=parquet", "many; the same command goes on after a stop"),
 )
 
 
 def main() -> None:
     page = lambda: cli.help_page("diffusion-sample", "sample", ABOUT, GROUPS, EXAMPLES)  # noqa: E731
-    cli.run("diffusion-sample", "sample", task, page, lambda argv: argv)
+    cli.run("diffusion-sample", "sample", task, page, with_scale)
+
+
+def with_scale(argv: list[str]) -> list[str]:
+    """guidance=2 is short for guidance=cfg guidance.scale=2, and guidance=1,2 for a sweep over scales."""
+    found = [re.fullmatch(r"guidance=(\d+\.?\d*(?:,\d+\.?\d*)*)", word) for word in argv]
+    return [word for whole, match in zip(argv, found, strict=True)
+            for word in (["guidance=cfg", f"guidance.scale={match[1]}"] if match else [whole])]  # fmt: skip
 
 
 def task(composed: DictConfig) -> None:
     """Hydra calls it once, or once for each job of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     request = config.check_sample(config.plain(composed))
     from diffusion_cli.sampling import sample  # torch, now that the words are known to be right
 
-    sample(request)
+    try:
+        sample(request)
+    except Stopped as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            print(error, flush=True)
+            raise SystemExit(error.code) from None  # a signal ends the sweep, and not this job alone
+        raise

@@ -17,7 +17,10 @@ _SWEPT, _FOLDER = "DIFFUSION_SWEPT_KEYS", "DIFFUSION_SWEEP_FOLDER"
 ABOUT = """diffusion-train trains an image diffusion model and writes outputs/<name>: checkpoints, samples, TensorBoard logs.
 Told nothing, it trains on bundled handwritten digits, on a CPU, for about a minute. Run again, it goes on where it stopped."""
 
-GROUPS = ("experiment", "dataset", "schedule", "prediction", "loss", "model", "optimizer", "ema", "sampler", "sweep")
+GROUPS = (
+    "experiment", "dataset", "schedule", "prediction", "loss", "model", "optimizer", "ema", "sampler", "guidance", "objective",
+    "sweep",
+)  # fmt: skip
 
 EXAMPLES = (
     ("diffusion-train", "digits on a CPU, about a minute, ends with a grid"),
@@ -89,14 +92,16 @@ def _train(node: dict[str, Any]) -> dict[str, float]:
 
 
 def _metric(figures: Mapping[str, float]) -> float | None:
-    """What a sweeper minimises: the error of the foreseen picture at fixed noise levels, on held-out pictures if there are."""
-    return figures.get("evaluate/x0_mse", figures.get("evaluate_on_train/x0_mse"))
+    """What a sweeper minimises, on held-out pictures if there are: the error of the foreseen picture at fixed noise levels, or
+    the cross-entropy of a classifier."""
+    names = [f"{where}/{name}" for where in ("evaluate", "evaluate_on_train") for name in ("x0_mse", "cross_entropy")]
+    return next((figures[name] for name in names if name in figures), None)
 
 
 def _name(choices: Mapping[str, Any], words: list[str]) -> str:
     """The experiment or data set, and the options that were asked for by name."""
     first = choices.get("experiment") or choices["dataset"]
-    silent = {"experiment", "dataset", "sampler", "sweep"}
+    silent = {"experiment", "dataset", "sampler", "guidance", "sweep"}
     asked = [word.partition("=") for word in words]
     groups = [value for key, _, value in asked if key in choices and key.partition("/")[0] not in silent and value != "null"]
     return "-".join([str(first), *groups])

@@ -12,19 +12,18 @@ from tqdm import tqdm
 
 from diffusion_cli import storage
 from diffusion_cli.assembly import Facts
-from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint
-from diffusion_cli.data import Dataset, Pictures
+from diffusion_cli.data import Pictures
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.devices import choose
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.evaluation.denoising import errors_by_level
 from diffusion_cli.evaluation.likelihood import of_bound, of_flow
 from diffusion_cli.objectives.denoising import gather
-from diffusion_cli.randomness import Source
+from diffusion_cli.randomness import Source, word_of
 from diffusion_cli.runs import say
 from diffusion_cli.samplers import Denoise
-from diffusion_cli.sampling.finding import find, load_denoiser
+from diffusion_cli.sampling.finding import dataset_of, find, load_denoiser
 from diffusion_cli.schedules import Mix, Schedule
 from diffusion_cli.settings import Evaluate
 
@@ -80,12 +79,7 @@ def _summary(values: Tensor) -> dict[str, float]:
 
 def _pictures(found: Checkpoint, settings: Evaluate) -> tuple[Pictures, str]:
     """The split asked for, or the training pictures where there is no other, and which it is."""
-    node = dict(found.config["config"]["dataset"])
-    if settings.data is not None:
-        if "path" not in node:
-            raise ConfigError(f"data={settings.data}: the run's data set {node['_target_']} has no path to change")
-        node["path"] = settings.data
-    dataset = build(node, Dataset, "dataset", trust=settings.trust)
+    dataset = dataset_of(found, settings.data, settings.trust)
     pictures = dataset.load(settings.split)
     if pictures is None:
         say(f"the data set has no {settings.split} split: these are pictures that the network was trained on")
@@ -102,7 +96,7 @@ def _batches(
         ids = torch.arange(first, min(first + settings.batch, count))
         labels = pictures.labels[ids].to(device) if facts["taught"] and pictures.labels is not None else None
         ask: Denoise = lambda x, t, labels=labels: denoiser(x, t, labels)  # type: ignore[misc]  # noqa: E731
-        yield gather(pictures, ids).to(device), Source(settings.seed, ids.to(device)), ask
+        yield gather(pictures, ids).to(device), Source(word_of(settings.seed, "evaluate"), ids.to(device)), ask
 
 
 def _path(settings: Evaluate, found: Checkpoint, split: str, count: int) -> Path:

@@ -1,5 +1,7 @@
-"""Networks: F = network(x, time, cond). They know tensors, never schedules. One file each."""
+"""Networks: F = network(x, time, cond), and classifiers: logits = classifier(x, time). They know tensors, never schedules."""
 
+from diffusion_cli.models.classifier import Classifier as Classifier
+from diffusion_cli.models.classifier import Encoder as Encoder
 from diffusion_cli.models.dit import DiT as DiT
 from diffusion_cli.models.network import Network as Network
 from diffusion_cli.models.unet import UNet as UNet

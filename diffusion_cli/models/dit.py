@@ -78,6 +78,7 @@ class DiT(Network):
         channels: PositiveInt,
         image_size: PositiveInt,
         num_classes: NonNegativeInt,
+        hint_channels: NonNegativeInt = 0,
         patch_size: PositiveInt = 4,
         width: PositiveInt = 128,
         depth: PositiveInt = 8,
@@ -85,7 +86,7 @@ class DiT(Network):
         mlp_ratio: PositiveFloat = 4.0,
         dropout: Rate = 0.0,
     ):
-        super().__init__(channels, image_size, num_classes)
+        super().__init__(channels, image_size, num_classes, hint_channels)
         if image_size % patch_size != 0:
             raise ValueError(
                 f"image_size is {image_size} and patch_size is {patch_size}: the size must be a multiple of the patch; "
@@ -97,7 +98,7 @@ class DiT(Network):
             raise ValueError(f"width is {width}: positions in two dimensions need a multiple of 4")
         self.patch_size = patch_size
         self.rows = image_size // patch_size
-        self.patches_in = nn.Linear(channels * patch_size**2, width)
+        self.patches_in = nn.Linear((channels + hint_channels) * patch_size**2, width)
         self.time_embedding = TimeEmbedding(TIME_WAVES, width)
         self.class_embedding = self.class_table(width)
         self.blocks = nn.ModuleList(DiTBlock(width, heads, round(width * mlp_ratio), dropout) for _ in range(depth))
@@ -117,7 +118,7 @@ class DiT(Network):
         # Computed, not stored: a fixed table is no weight, and a buffer would be lost on the meta device.
         place = positions(rows, self.patches_in.out_features, x.device)  # [N, D]
         h = x.unflatten(3, (rows, p)).unflatten(2, (rows, p))  # [B, C, rows, p, rows, p]
-        h = h.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [B, N, C * p * p]
+        h = h.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [B, N, C * p * p], with the hint's channels if there are any
         h = self.patches_in(h) + place  # [B, N, D]
         for block in self.blocks:
             h = block(h, c)  # [B, N, D]

@@ -1,12 +1,13 @@
 """What every network is: a function F(x, time, cond) of tensors, which knows nothing of schedules and predictions.
 
-    x     [B, C, H, W] float32   the noised picture, already scaled by c_in(t)
+    x     [B, C, H, W] float32   the noised picture, already scaled by c_in(t); C + hint_channels channels where the network
+                                 is told its previous answer (self-conditioning, Chen et al. 2022, "Analog bits")
     time  [B] float32            what the network is told of time, c_noise(t): 0..1000 for DDPM, log(sigma)/4 for EDM
     cond  [B] int64 or None      labels; index num_classes is the null condition of classifier-free guidance
                                  (Ho and Salimans 2022), and None means the null condition for the whole batch
 
-A constructor's first three arguments are facts that the data set states. All others are the keys of the config node, and
-their annotations are its schema.
+A constructor's first three arguments are facts that the data set states, and so is a fourth, hint_channels, of a network that
+can take a hint. All others are the keys of the config node, and their annotations are its schema.
 """
 
 from abc import ABC, abstractmethod
@@ -16,17 +17,21 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module, ABC):
-    """Base of all networks. channels, image_size: of the pictures (or latents); num_classes: 0 means unconditional."""
+    """Base of all networks. channels, image_size: of the pictures (or latents); num_classes: 0 means unconditional.
 
-    def __init__(self, channels: int, image_size: int, num_classes: int):
+    hint_channels: further channels of x with the previous answer; 0, or as many as the picture has.
+    """
+
+    def __init__(self, channels: int, image_size: int, num_classes: int, hint_channels: int = 0):
         super().__init__()
         self.channels = channels
         self.image_size = image_size
         self.num_classes = num_classes
+        self.hint_channels = hint_channels
 
     @abstractmethod
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        """F, in the shape of x. ValueError: labels given to a network without classes."""
+        """F [B, C, H, W]. ValueError: labels given to a network without classes."""
 
     def labels(self, x: Tensor, cond: Tensor | None) -> Tensor | None:
         """[B] int64 with the null label in place of None; None for a network without classes, which refuses labels."""

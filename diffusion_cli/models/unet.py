@@ -119,6 +119,7 @@ class UNet(Network):
         channels: PositiveInt,
         image_size: PositiveInt,
         num_classes: NonNegativeInt,
+        hint_channels: NonNegativeInt = 0,
         width: PositiveInt = 128,
         multipliers: tuple[PositiveInt, ...] = (1, 2, 2, 2),
         blocks: PositiveInt = 2,
@@ -131,7 +132,7 @@ class UNet(Network):
         time_shift: Literal[0, 1] = 1,
         downsample_padding: Literal["end", "both"] = "end",
     ):
-        super().__init__(channels, image_size, num_classes)
+        super().__init__(channels, image_size, num_classes, hint_channels)
         _check(image_size, width, multipliers, attention_levels, head_width, groups)
         emb_width = 4 * width
         self.time_embedding = TimeEmbedding(width, emb_width, time_order, time_shift)
@@ -142,7 +143,7 @@ class UNet(Network):
             heads = c_out // head_width if head_width else 1
             return Block(residual, SelfAttention(c_out, heads, groups, norm_eps) if attend else None)
 
-        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.conv_in = nn.Conv2d(channels + hint_channels, width, 3, padding=1)
         here, skips = width, [width]  # channels now, and of every map that is kept for the way up
         last = len(multipliers) - 1
         self.down = nn.ModuleList()

@@ -26,10 +26,11 @@ class UNetBasic(Network):
         channels: PositiveInt,
         image_size: PositiveInt,
         num_classes: NonNegativeInt,
+        hint_channels: NonNegativeInt = 0,
         widths: tuple[PositiveInt, ...] = (32, 64, 64),
         kernel_size: PositiveInt = 5,
     ):
-        super().__init__(channels, image_size, num_classes)
+        super().__init__(channels, image_size, num_classes, hint_channels)
         levels = len(widths)
         if levels == 0:
             raise ValueError("widths is empty: give the channels of each level, such as [32,64,64]")
@@ -37,8 +38,11 @@ class UNetBasic(Network):
             raise ValueError(f"kernel_size is {kernel_size}: choose an odd one, which keeps the size of the picture")
         check_halvings(image_size, levels - 1, f"widths has {levels} levels", "fewer widths")
         steps = list(zip([channels, *widths[:-1]], widths, strict=True))  # (1, 32), (32, 64), (64, 64)
+        told = channels + hint_channels
         # The way up ends each level at the width of the map that is added next: 64-64, 64-32, 32-1.
-        self.down = nn.ModuleList(nn.Conv2d(a, b, kernel_size, padding="same") for a, b in steps)
+        self.down = nn.ModuleList(
+            nn.Conv2d(told if i == 0 else a, b, kernel_size, padding="same") for i, (a, b) in enumerate(steps)
+        )
         self.up = nn.ModuleList(nn.Conv2d(b, a, kernel_size, padding="same") for a, b in reversed(steps))
         self.class_bias = self.class_table(widths[-1])
 

@@ -57,6 +57,7 @@ class UNetGated(Network):
         channels: PositiveInt,
         image_size: PositiveInt,
         num_classes: NonNegativeInt,
+        hint_channels: NonNegativeInt = 0,
         width: PositiveInt = 128,
         levels: PositiveInt = 4,
         time_width: PositiveInt = 192,
@@ -64,14 +65,15 @@ class UNetGated(Network):
         bottom_channels: PositiveInt = 32,
         time_scale: PositiveFloat = 1.0,
     ):
-        super().__init__(channels, image_size, num_classes)
+        super().__init__(channels, image_size, num_classes, hint_channels)
         check_halvings(image_size, levels - 1, f"model.levels is {levels}", "a smaller model.levels")
         low = image_size // 2 ** (levels - 1)  # 4 pixels of 32
         self.time_scale = time_scale
         self.time_linear = nn.Linear(1, time_width)
         self.time_norm = nn.LayerNorm(time_width, EPS)
         self.class_embedding = self.class_table(time_width)
-        self.down = nn.ModuleList(GatedBlock(channels if i == 0 else width, width, time_width) for i in range(levels))
+        told = channels + hint_channels
+        self.down = nn.ModuleList(GatedBlock(told if i == 0 else width, width, time_width) for i in range(levels))
         self.bottom = nn.Sequential(
             nn.Linear(low * low * width + time_width, bottom_width),
             nn.LayerNorm(bottom_width, EPS),

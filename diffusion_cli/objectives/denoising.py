@@ -1,63 +1,96 @@
-"""Training a denoiser: noise a picture to a random time, ask the network, compare with what it should have said."""
+"""Training a denoiser: noise a picture to a random time, ask the network, compare with what it should have said.
+
+Labels of a share of the pictures are hidden, as classifier-free guidance needs (Ho and Salimans 2022, algorithm 1). With
+self-conditioning (Chen et al. 2022, "Analog bits", section 3.2) a share of the pictures is first foreseen without a hint,
+and this x0, taken as given, is the hint of the question that is trained; the other pictures have none.
+"""
 
 from collections.abc import Mapping
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_cli import drawing
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.data.streaming import mended
 from diffusion_cli.denoiser import Denoiser
+from diffusion_cli.guidance import Guidance, Unguided
 from diffusion_cli.losses import Loss
+from diffusion_cli.objectives.noise_levels import BIN_NAMES, LEVELS, by_noise
 from diffusion_cli.objectives.objective import Objective, Tally
 from diffusion_cli.randomness import Source
+from diffusion_cli.ranges import Fraction
 from diffusion_cli.samplers import Sampler, State
 from diffusion_cli.schedules import Schedule, over_pictures
 from diffusion_cli.walking import walk
 
-BINS = 10  # of t, for the loss by noise level
-LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0, -8.0)  # log_snr at which denoising is evaluated: nearly clean to nearly noise
-
 
 class Denoising(Objective):
-    """A denoiser with its loss, and the sampler that previews it.
+    """A denoiser with its loss, and the sampler and guidance that preview it.
 
-    taught: the labels that the network is told, none if it is not; label_dropout: the share of pictures with the null
-    label, each on its own, as classifier-free guidance needs (Ho and Salimans 2022). previews: pictures in a preview.
+    taught: the labels that the network is told, none if it is not; previews: pictures in a preview. label_dropout: the share of
+    pictures with the null label, each on its own; self_conditioning: the share of pictures with a hint, each on its own.
+    ValueError: a guidance of previews that this network cannot have, or a share of hints for a network that takes none.
     """
 
     def __init__(
-        self, denoiser: Denoiser, loss: Loss, sampler: Sampler, taught: list[int], label_dropout: float, previews: int
+        self,
+        denoiser: Denoiser,
+        loss: Loss,
+        sampler: Sampler,
+        taught: list[int],
+        previews: int,
+        guidance: Guidance = Unguided(),  # noqa: B008 (frozen)
+        label_dropout: Fraction = 0.1,
+        self_conditioning: Fraction = 0.0,
     ):
         super().__init__()
+        if guidance.helper() is not None:
+            raise ValueError("guidance of previews cannot ask a second model: choose guidance=none, and guide diffusion-sample")
+        guidance.check(denoiser, label_dropout > 0)
         self.denoiser = denoiser
         self.criterion = loss
         self.sampler = sampler
         self.taught = taught
-        self.label_dropout = label_dropout
         self.previews = previews
+        self.guidance = guidance
+        self.label_dropout = label_dropout
+        self.self_conditioning = self_conditioning
+
+    @property
+    def network(self) -> nn.Module:
+        return self.denoiser.network
 
     def loss(self, batch: Batch, source: Source) -> tuple[Tensor, Mapping[str, Tally]]:
         schedule, prediction = self.denoiser.schedule, self.denoiser.prediction
         x0 = batch.x  # [B, C, H, W]
         t, correction = self.criterion.draw(schedule, source)  # [B], [B]
         noise = schedule.noise(source, "noise", x0.shape[1:])
-        F = self.denoiser.output(schedule.mix(x0, noise, t), t, self._labels(batch, source))
+        x, labels = schedule.mix(x0, noise, t), self._labels(batch, source)
+        F = self.denoiser.output(x, t, labels, self._hint(x, t, labels, source))
         loss = self.criterion(F, prediction.target(x0, noise, t), t, correction, prediction)  # [B]
-        level = torch.nn.functional.one_hot((t * BINS).long().clamp(max=BINS - 1), BINS).to(loss)  # [B, BINS]
-        return loss, {"loss_by_noise": Tally(loss.detach() @ level, level.sum(0))}
+        return loss, {"loss_by_noise": by_noise(t, loss.detach())}
 
     def figure_names(self, tally: str) -> list[str]:
-        return [f"t_{k / BINS:.1f}_to_{(k + 1) / BINS:.1f}" for k in range(BINS)]
+        return BIN_NAMES
 
     def _labels(self, batch: Batch, source: Source) -> Tensor | None:
         if not self.taught or batch.label is None:
             return None
         dropped = source.uniform("label_dropout") < self.label_dropout
         return torch.where(dropped, self.denoiser.network.num_classes, batch.label)
+
+    def _hint(self, x: Tensor, t: Tensor, labels: Tensor | None, source: Source) -> Tensor | None:
+        """[B, C, H, W]: the x0 foreseen without a hint, for some of the pictures; 0 for the others."""
+        if self.self_conditioning == 0:
+            return None
+        given = source.uniform("self_conditioning") < self.self_conditioning  # [B]
+        with torch.no_grad():
+            foreseen = self.denoiser(x, t, labels)
+        torch.clear_autocast_cache()  # else the question that is trained finds weights there that were cast without gradient
+        return torch.where(given[:, None, None, None], foreseen, 0)
 
     def preview_labels(self, count: int) -> Tensor | None:
         """Classes in turn, so that each column of a grid is one."""
@@ -72,7 +105,7 @@ class Denoising(Objective):
         count = min(self.previews, len(source.slots))
         source = Source(source.seed, source.slots[:count], source.step)
         labels = self.preview_labels(count)
-        states = walk(self.denoiser, self.sampler, source, labels)
+        states = walk(self.denoiser, self.sampler, source, labels, self.guidance)
         wanted = set(drawing.evenly(9, self.sampler.steps + 1))
         kept = [state for state in states if state.step in wanted]
         samples = drawing.grid(to_uint8(kept[-1].x), columns_for(labels))

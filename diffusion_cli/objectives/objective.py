@@ -19,7 +19,18 @@ class Tally(NamedTuple):
 
 
 class Objective(nn.Module):
-    """A module: all that is trained and all that a checkpoint carries is in its state."""
+    """A module: all that is trained and all that a checkpoint carries is in its state.
+
+    Of its constructor's arguments, those that assembly.PARTS names are supplied by the program; the others are its config.
+    """
+
+    shown = "samples"  # the drawing of `preview` to look at first
+    example = "diffusion-sample ckpt={run} n=64 seed=1"  # what to do with the run when it is trained
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """What is compiled, and whose weights are counted."""
 
     @abstractmethod
     def loss(self, batch: Batch, source: Source) -> tuple[Tensor, Mapping[str, Tally]]:

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from diffusion_cli.errors import ConfigError
 from diffusion_cli.ranges import PositiveInt
 from diffusion_cli.samplers.grids import Grid
 from diffusion_cli.schedules import Schedule
@@ -42,17 +43,31 @@ class Sampler(ABC):
     grid: Grid
     clip: bool
 
+    def times(self, schedule: Schedule) -> Tensor:
+        """[n + 1] float64: where the grid lands. Raises ConfigError where it cannot on this schedule."""
+        try:
+            times = self.grid.times(self.steps, schedule)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if not (times[0] <= 1 and times[-1] == 0 and (times.diff() < 0).all()):
+            near = ", ".join(f"{t:.6g}" for t in times[:4].tolist())
+            raise ConfigError(
+                f"sampler.grid: {self.steps} steps of {type(self.grid).__name__} do not fall from 1 or below to 0 on "
+                f"this schedule (t = {near} ...): take fewer steps, or ends within the schedule"
+            )
+        return times
+
     def start(self, schedule: Schedule, noise: Tensor) -> Tensor:
         """Where the walk begins: noise [B, C, H, W] of unit scale -> x at the grid's first time."""
-        return float(schedule.sigma(self.grid.times(self.steps, schedule)[0])) * noise
+        return float(schedule.sigma(self.times(schedule)[0])) * noise
 
     def length(self, schedule: Schedule) -> int | None:
         """How many moves a walk makes; None where it finds out as it goes."""
-        return len(self.grid.times(self.steps, schedule)) - 1
+        return len(self.times(schedule)) - 1
 
     def walk(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[State]:
         """States from x [B, C, H, W] at the grid's first time down to t = 0: one for each of its times."""
-        times = self.grid.times(self.steps, schedule)
+        times = self.times(schedule)
         ask = (lambda x, t: denoise(x, t).clamp(-1, 1)) if self.clip else denoise
         yield from self.moves(ask, schedule, x, times, noise)
 

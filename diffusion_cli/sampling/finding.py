@@ -1,24 +1,32 @@
-"""The checkpoint that a path means, and the trained denoiser in it."""
+"""The checkpoint that a path means, and the trained denoiser or classifier in it."""
 
 from pathlib import Path
 
+from torch import nn
+
 from diffusion_cli import checkpoint
-from diffusion_cli.assembly import Facts, denoiser_of
+from diffusion_cli.assembly import classifier_of, denoiser_of, parts_of
+from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint, Damaged
+from diffusion_cli.data import Dataset
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.runs import say
 from diffusion_cli.signatures import did_you_mean
 
 
-def find(path: Path) -> Checkpoint:
-    """The checkpoint at a path: a run's newest good one, or that very folder. Raises StorageError with the way out."""
+def find(path: Path, word: str = "ckpt") -> Checkpoint:
+    """The checkpoint at a path: a run's newest good one, or that very folder. Raises StorageError with the way out.
+
+    word: the setting that said the path, for messages.
+    """
     path = path.expanduser()
     if (path / "manifest.json").exists() or path.name.startswith("step_"):
         try:
             return checkpoint.load(path)
         except Damaged as error:
-            raise StorageError(f"ckpt={path} is damaged or incomplete: {error}") from None
+            raise StorageError(f"{word}={path} is damaged or incomplete: {error}") from None
     parent = path if path.name == "checkpoints" else path / "checkpoints"
     for candidate in checkpoint.good(parent):
         if isinstance(candidate, Checkpoint):
@@ -26,21 +34,65 @@ def find(path: Path) -> Checkpoint:
         say(f"passed over a damaged checkpoint: {candidate}")
     if not path.exists():
         beside = sorted(p.parent.as_posix() for p in path.parent.glob("*/checkpoints")) if path.parent.is_dir() else []
-        raise ConfigError(f"ckpt={path} does not exist: {did_you_mean(str(path), beside) if beside else 'train it first'}")
+        raise ConfigError(f"{word}={path} does not exist: {did_you_mean(str(path), beside) if beside else 'train it first'}")
     raise ConfigError(
-        f"ckpt={path} holds no checkpoint: give a run (outputs/<name>) or one of its checkpoints/step_... folders"
+        f"{word}={path} holds no checkpoint: give a run (outputs/<name>) or one of its checkpoints/step_... folders"
     )
 
 
 def load_denoiser(found: Checkpoint, weights: str, trust: tuple[str, ...] = ()) -> Denoiser:
     """The trained denoiser in evaluation mode. weights: ema or raw. Raises StorageError."""
-    facts: Facts = found.config["facts"]
-    denoiser = denoiser_of(found.config["config"], facts, trust)
+    if "denoiser" not in _parts(found, trust):
+        raise ConfigError(
+            f"{found.folder} is no denoiser but a classifier: it makes no pictures, it guides those of another run with "
+            f"guidance=classifier guidance.ckpt={_run(found)}"
+        )
+    denoiser = denoiser_of(found.config["config"], found.config["facts"], trust)
+    _fill(denoiser, found, "denoiser.", weights)
+    return denoiser
+
+
+def load_classifier(found: Checkpoint, weights: str, trust: tuple[str, ...] = ()) -> NoisyClassifier:
+    """The trained classifier in evaluation mode. weights: ema or raw. Raises StorageError."""
+    if "classifier" not in _parts(found, trust):
+        raise ConfigError(
+            f"{found.folder} is no classifier but a denoiser: train one with experiment=classifier_digits, or "
+            "objective=classifying model=classifier on the same pictures"
+        )
+    classifier = classifier_of(found.config["config"], found.config["facts"], trust)
+    _fill(classifier, found, "classifier.", weights)
+    return classifier
+
+
+def _parts(found: Checkpoint, trust: tuple[str, ...]) -> list[str]:
+    node = found.config["config"].get("objective")
+    if node is None:
+        raise StorageError(f"{found.folder} is of another program: its config.json lacks objective")
+    return parts_of(node, trust)
+
+
+def _run(found: Checkpoint) -> Path:
+    """The run of a checkpoint, or the checkpoint itself where it lies alone."""
+    return found.folder.parent.parent if found.folder.parent.name == "checkpoints" else found.folder
+
+
+def _fill(model: nn.Module, found: Checkpoint, prefix: str, weights: str) -> None:
+    """Loads what the objective kept under that prefix, for asking alone."""
     name = {"ema": "average", "raw": "weights"}[weights]
     try:
         tensors = found.tensors(name)
-        own = {key.removeprefix("denoiser."): value for key, value in tensors.items() if key.startswith("denoiser.")}
-        denoiser.load_state_dict(own)
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        model.load_state_dict(own)
     except (Damaged, RuntimeError) as error:
         raise StorageError(f"{found.folder} cannot be used: {str(error).splitlines()[-1].strip()}") from None
-    return denoiser.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+
+
+def dataset_of(found: Checkpoint, path: str | None, trust: tuple[str, ...] = ()) -> Dataset:
+    """The data set that the checkpoint was trained on, from another path if one is given. Raises ConfigError."""
+    node = dict(found.config["config"]["dataset"])
+    if path is not None:
+        if "path" not in node:
+            raise ConfigError(f"data={path}: the run's data set {node['_target_']} has no path to change")
+        node["path"] = path
+    return build(node, Dataset, "dataset", trust=trust)

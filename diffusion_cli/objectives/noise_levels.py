@@ -1,0 +1,16 @@
+"""Noise levels at which objectives report: tenths of t while training, fixed log_snr in evaluation."""
+
+import torch
+from torch import Tensor
+
+from diffusion_cli.objectives.objective import Tally
+
+BINS = 10
+BIN_NAMES = [f"t_{k / BINS:.1f}_to_{(k + 1) / BINS:.1f}" for k in range(BINS)]
+LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0, -8.0)  # log_snr: nearly clean to nearly noise
+
+
+def by_noise(t: Tensor, values: Tensor) -> Tally:
+    """Values [B] at t [B], apart for each tenth of t."""
+    level = torch.nn.functional.one_hot((t * BINS).long().clamp(max=BINS - 1), BINS).to(values)  # [B, BINS]
+    return Tally(values @ level, level.sum(0))
