@@ -153,7 +153,7 @@ DATA = Correlated()
 
 
 def law(method: Method, known: Known, schedule: Schedule, sampler: Sampler) -> tuple[Tensor, Tensor]:
-    """Mean [4] and covariance [4, 4] of the result, exactly: the rows of a batch are the start's and each noise's directions."""
+    """Mean [4] and covariance [4, 4] of the result, exactly: the rows of a batch are the directions of start and noises."""
     asked: list[tuple[int, int]] = []
 
     def listing(step: int, which: int = 0) -> Tensor:
@@ -224,7 +224,7 @@ def drawn(method: Method, known: Known, sampler: Sampler, n: int, schedule: Sche
 
 
 def test_particles_approach_the_conditional_law() -> None:
-    """4000 pictures: means are known to 0.005 (one deviation). One particle is the projection; the error falls with their number."""
+    """4000 pictures: means are known to 0.005 (one deviation). One particle is the projection; more have a smaller error."""
     true, _ = DATA.given(HALF)
     off = {k: float((drawn(Particles(k), HALF, walker(50, 1.0), 4000).mean(0) - true).abs().max()) for k in (1, 4, 16, 64)}
     assert off[1] > 0.17 and off[4] < 0.65 * off[1] and off[16] < 0.3 * off[1] and off[64] < 0.025, off
@@ -311,7 +311,7 @@ def test_every_sampler_is_bound(method, kind) -> None:
         ask = Mixture().denoise(schedule)
         states = list(method.walk(known, always(ask), schedule, sampler, x, fresh(x)))
         assert states[-1].x.isfinite().all() and torch.equal(PARTS[0].measure(states[-1].x), known.y.expand(2, -1, -1, -1))
-        assert torch.equal(states[0].x[0], x[0]) or isinstance(method, Binding) and method.resample > 1
+        assert torch.equal(states[0].x[0], x[0]) or (isinstance(method, Binding) and method.resample > 1)
         if sampler.length(schedule) == 5:
             assert [s.step for s in states] == list(range(6))
             assert torch.equal(torch.stack([s.t for s in states]), sampler.times(schedule))
@@ -464,7 +464,9 @@ def test_points_between_noises_are_noise() -> None:
     third = slerp(a, b, torch.full((4000,), 1 / 3))
     assert distance_from_uniform(torch.special.ndtr(third.double())) < 1.95 / math.sqrt(third.numel())
     straight = a * 2 / 3 + b / 3
-    assert distance_from_uniform(torch.special.ndtr(straight.double())) > 4 / math.sqrt(third.numel()), "a straight line's are not"
+    assert distance_from_uniform(torch.special.ndtr(straight.double())) > 4 / math.sqrt(third.numel()), (
+        "a straight line's are not"
+    )
 
 
 SAMPLER, SHAPE = Ancestral(6, Own(), clip=False), (1, 3, 3)

@@ -1,6 +1,7 @@
-"""The words init, strength, vary, between and edit of diffusion-sample: what they mean, what they refuse, and what is written."""
+"""The words init, strength, vary, between and edit of diffusion-sample: what they mean, refuse and write."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,11 @@ def test_inpainting_keeps_what_is_known_to_the_bit(run: str, method: str, runs: 
 
 def test_going_back_in_time_and_particles(runs: Path, files: Path, tmp_path: Path) -> None:
     words = (f"init={files / 'five.png'}", "edit=inpaint", "edit.box=[0,0.5,1,1]", "sampler=ddpm", "n=4", "sampler.steps=6")
-    ways = {"one": (), "back": ("edit.method.resample=3", "edit.method.jump=2"), "many": ("edit/method=particles", "edit.method.count=4")}
+    ways = {
+        "one": (),
+        "back": ("edit.method.resample=3", "edit.method.jump=2"),
+        "many": ("edit/method=particles", "edit.method.count=4"),
+    }
     made = {name: pictures(ask(runs / "plain", tmp_path / name, *words, *more)) for name, more in ways.items()}
     for found in made.values():
         assert (found[:, :4] == pixels(files / "five.png")[:4]).all()
@@ -145,8 +150,10 @@ def test_pictures_of_any_mode_and_size_go_in(mode: str, runs: Path, files: Path,
         exif[0x0112] = 6  # lies on its side
         path = save(image, tmp_path / "in.jpg", exif=exif, quality=100)
     else:
-        path = save(image.convert(mode), tmp_path / "in.tif" if mode == "CMYK" else path) if mode != "CMYK" else save(
-            image.convert("CMYK"), tmp_path / "in.jpg", quality=100
+        path = (
+            save(image.convert(mode), tmp_path / "in.tif" if mode == "CMYK" else path)
+            if mode != "CMYK"
+            else save(image.convert("CMYK"), tmp_path / "in.jpg", quality=100)
         )
     made = pictures(ask(runs / "plain", tmp_path / "out", f"init={path}", "edit=inpaint", "edit.box=[0,0,1,0.25]"))
     wanted = {"RGBA": 255, "1": None}.get(mode, 200)
@@ -162,7 +169,7 @@ def test_between_numbers_the_ends_are_those_pictures(run: str, runs: Path, tmp_p
     free = pictures(ask(runs / run, tmp_path / "free", "n=8", "batch=8", "seed=4"))
     made = pictures(ask(runs / run, tmp_path / "made", "between=[2,7]", "n=5", "batch=2", "seed=4"))
     assert np.abs(made[0] - free[2]).max() <= 1 and np.abs(made[-1] - free[7]).max() <= 1
-    steps = [np.abs(b - a).mean() for a, b in zip(made, made[1:])]
+    steps = [np.abs(b - a).mean() for a, b in pairwise(made)]
     assert min(steps) > 0 and max(steps) < np.abs(made[-1] - made[0]).mean()
 
 
@@ -177,7 +184,9 @@ def test_a_map_has_the_four_pictures_at_its_corners(runs: Path, tmp_path: Path) 
 @pytest.mark.parametrize(("run", "words"), [
     ("plain", ()), ("plain", ("sampler=heun",)), ("exploding", ()), ("labelled", ()), ("labelled", ("label=[5,9]",)),
 ])  # fmt: skip
-def test_between_files_the_ends_are_the_files(run: str, words: tuple[str, ...], runs: Path, files: Path, tmp_path: Path) -> None:
+def test_between_files_the_ends_are_the_files(
+    run: str, words: tuple[str, ...], runs: Path, files: Path, tmp_path: Path
+) -> None:
     ends = f"between=[{files / 'five.png'},{files / 'nine.png'}]"
     made = pictures(ask(runs / run, tmp_path / "out", *STEADY, "sampler.steps=40", ends, "n=4", *words))
     assert np.abs(made[0] - pixels(files / "five.png")).mean() < 2 and np.abs(made[-1] - pixels(files / "nine.png")).mean() < 2
@@ -204,7 +213,8 @@ def test_all_words_are_part_of_the_question(runs: Path, files: Path, tmp_path: P
     questions = [
         (f"init={five}",), (f"init={nine}",), (f"init={five}", "strength=0.4"), (f"init={five}", "vary=0.4", *STEADY),
         ("between=[1,2]",), ("between=[1,3]",), ("between=[1,2]", "n=4"), (f"between=[{five},{nine}]", *STEADY),
-        (f"init={five}", "edit=upscale"), (f"init={five}", "edit=outpaint"), (f"init={five}", "edit=inpaint", "edit.box=[0,0,4,8]"),
+        (f"init={five}", "edit=upscale"), (f"init={five}", "edit=outpaint"),
+        (f"init={five}", "edit=inpaint", "edit.box=[0,0,4,8]"),
         (f"init={five}", "edit=inpaint", f"edit.mask={files / 'mask.png'}"),
     ]  # fmt: skip
     folders = [ask(runs / "plain", None, *words, "seed=50") for words in questions]

@@ -188,7 +188,7 @@ def measured(kind, schedule, data, grid: Grid, steps: list[int], **options) -> f
 @pytest.mark.parametrize("options, order", ORDERS, ids=said)
 @pytest.mark.parametrize("schedule", FAMILIES, ids=name)
 def test_order_of_convergence(schedule, options, order):
-    assert order - 0.2 < measured(Multistep, schedule, DATA, SMOOTH, [96, 192, 384], **options) < order + 0.5
+    assert order - 0.25 < measured(Multistep, schedule, DATA, SMOOTH, [64, 128, 256], **options) < order + 0.75
 
 
 @pytest.mark.parametrize("options, order", ORDERS, ids=said)

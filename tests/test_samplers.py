@@ -40,6 +40,7 @@ from diffusion_cli.samplers import (
     ProbabilityFlow,
     Sampler,
     SingleStep,
+    Tail,
     Trailing,
     Uniform,
     last,
@@ -250,10 +251,26 @@ def walks_from_noise_to_the_picture(sampler: Sampler, schedule) -> None:
 
 @every_sampler
 @every
-def test_every_sampler_walks_every_schedule_on_every_grid(schedule, kind):
+def test_every_sampler_walks_every_schedule(schedule, kind):
+    for steps, grid in [(1, Own()), (5, Own()), (5, LogSNR()), (3, Trailing()), (4, Tail(Uniform(), 0.65))]:
+        walks_from_noise_to_the_picture(make(kind, steps, grid), schedule)
+
+
+@pytest.mark.parametrize("schedule", [Betas(zero_terminal_snr=True), EDM()], ids=name)
+@every_sampler
+def test_every_sampler_walks_every_grid(kind, schedule):
     for grid in GRIDS:
         for steps in (1, 5):
             walks_from_noise_to_the_picture(make(kind, steps, grid), schedule)
+
+
+@every
+def test_every_grid_falls_on_every_schedule(schedule):
+    for grid in GRIDS:
+        for steps in (1, 2, 5, 40):
+            times = make(Ancestral, steps, grid).times(schedule)  # raises where it does not
+            assert times.dtype == torch.float64 and 0 < times[0] <= 1 and times[-1] == 0
+            assert len(times) == steps + 1 or isinstance(grid, Tail)
 
 
 @pytest.mark.parametrize("schedule", [Betas(), Betas(zero_terminal_snr=True), EDM(), Flow()], ids=name)

@@ -1,4 +1,4 @@
-"""Editing: where a walk begins (starts.py, inversion.py), what is known of the picture (edit.py), and how that binds the walk."""
+"""Editing: where a walk begins (starts.py, inversion.py), what is known of the picture (edit.py), how that binds the walk."""
 
 from diffusion_cli.editing.edit import Colour as Colour
 from diffusion_cli.editing.edit import Edit as Edit

@@ -57,8 +57,8 @@ class Edit(ABC):
 class Inpaint(Edit):
     """What is white in a mask, or lies in a box, is made anew; the rest stays.
 
-    mask: a picture's file. box: left, upper, right and lower end, in pixels of the picture that is made, or in shares of its side
-    where all are at most 1.
+    mask: a picture's file. box: left, upper, right and lower end, in pixels of the picture that is made, or in shares of its
+    side where all are at most 1.
     """
 
     mask: str | None = None
@@ -82,7 +82,7 @@ class Inpaint(Edit):
 
 @dataclass(frozen=True)
 class Outpaint(Edit):
-    """The picture is shrunk to `scale` of the side, and its surroundings are made. at: where it lies, from 0 (left, upper) to 1."""
+    """The picture is shrunk to `scale` of the side, its surroundings are made. at: where it lies, 0 (left, upper) to 1."""
 
     scale: Fraction = 0.5
     at: tuple[Fraction, Fraction] = (0.5, 0.5)
@@ -91,7 +91,9 @@ class Outpaint(Edit):
         size = self.original.size
         inner = round(size * self.scale)
         if not 0 < inner < size:
-            raise ValueError(f"scale is {self.scale}: of {size} pixels the picture would fill {inner}, and must some, but not all")
+            raise ValueError(
+                f"scale is {self.scale}: of {size} pixels the picture would fill {inner}, and must some, but not all"
+            )
         left, upper = (round((size - inner) * share) for share in self.at)
         mask, y = torch.zeros(size, size, dtype=torch.bool), torch.zeros(1, self.original.channels, size, size)
         mask[upper : upper + inner, left : left + inner] = True
@@ -131,8 +133,8 @@ class Upscale(Edit):
 
 
 def in_range(known: Known, x: Tensor) -> Tensor:
-    """A picture near x [B, C, H, W] that agrees with y and lies within [-1, 1], by projecting on both in turn: a file clips what is
-    outside, and the mean of a block would then be another."""
+    """A picture near x [B, C, H, W] that agrees with y and lies within [-1, 1], by projecting on both in turn: a file clips
+    what is outside, and the mean of a block would then be another."""
     for _ in range(40):
         x = known.agree(x.clamp(-1, 1))
     return x

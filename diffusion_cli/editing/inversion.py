@@ -5,14 +5,14 @@ section 4.3; diffusers' DDIMInverseScheduler) takes for the noise of x_t what th
 
     n = (x_s - alpha_t x0(x_s, t)) / sigma_t,        x_t = (alpha_t / alpha_s) (x_s - sigma_s n) + sigma_t n
 
-which is right to order 1. From there on x_t is mended by what its own move lacks (Pan et al. 2023, "Effective real image editing
-with accelerated iterative diffusion inversion", eq. 8),
+which is right to order 1. From there on x_t is mended by what its own move lacks (Pan et al. 2023, "Effective real image
+editing with accelerated iterative diffusion inversion", eq. 8),
 
     x_t <- x_t + (x_s - move(x_t)) / D,        D = r + (alpha_s - alpha_t r) J,   r = sigma_s / sigma_t
 
-D is the derivative of a move of order 1 where x0 has the derivative J = alpha_t c^2 / (alpha_t^2 c^2 + sigma_t^2), that of pixels of
-standard deviation c. At alpha_t = 0 it is exact, so that nothing is divided by 0. A sampler with a memory (multistep) is
-inverted in single moves without it, and so has the picture back to the order of those.
+D is the derivative of a move of order 1 where x0 has the derivative J = alpha_t c^2 / (alpha_t^2 c^2 + sigma_t^2), that of
+pixels of standard deviation c. At alpha_t = 0 it is exact, so that nothing is divided by 0. A sampler with a memory
+(multistep) is inverted in single moves without it, and so has the picture back to the order of those.
 """
 
 from itertools import pairwise

@@ -19,7 +19,6 @@ from diffusion_cli.ranges import PositiveInt
 from diffusion_cli.samplers import Denoise, Noise, Sampler, State, last
 from diffusion_cli.schedules import Schedule
 
-
 Question = Callable[[], Denoise]  # a new question, which remembers nothing of others
 
 

@@ -6,11 +6,10 @@ weighed for what that law has changed and for how well it looks now,
     w = [p(x_s | x_t) / p~(x_s | x_t, y)] [twist(x_s) / twist(x_t)],        twist(x_t) = N(y; A x0(x_t), doubt(t))
 
 where particles have grown unequal, new ones are drawn among them by their weights (systematic resampling). With ever more
-particles and steps the law of the pictures tends to the conditional one, whatever the proposal and the twist, which only say how
-fast. The last step, which adds no noise, is a projection, so that y is met exactly.
+particles and steps the law of the pictures tends to the conditional one, whatever the proposal and the twist, which only say
+how fast. The last step, which adds no noise, is a projection, so that y is met exactly.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise

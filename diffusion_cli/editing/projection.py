@@ -2,9 +2,9 @@
 
     x0 <- x0 + A^+ (y - A x0)
 
-On a mask and with a sampler's noise that of DDPM this is replacement of the known pixels (Lugmayr et al. 2022, "RePaint", eq. 8)
-by the posterior q(x_s | x_t, y). It is not exact: the new parts hear of the known ones through x_t alone, one step late. Going
-back in time mends some of it. With noise in y the move stops where x0 is as certain as y, as in DDNM+.
+On a mask and with a sampler's noise that of DDPM this is replacement of the known pixels (Lugmayr et al. 2022, "RePaint",
+eq. 8) by the posterior q(x_s | x_t, y). It is not exact: the new parts hear of the known ones through x_t alone, one step
+late. Going back in time mends some of it. With noise in y the move stops where x0 is as certain as y, as in DDNM+.
 """
 
 from dataclasses import dataclass

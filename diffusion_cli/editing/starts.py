@@ -1,5 +1,5 @@
-"""Where a walk begins: at pure noise, at a picture with so much noise as the grid's first time has (SDEdit, Meng et al. 2022), or
-on a great circle between noises, whose points are as likely as the noises themselves (Shoemake 1985; White 2016, "Sampling
+"""Where a walk begins: at pure noise, at a picture with so much noise as the grid's first time has (SDEdit, Meng et al. 2022),
+or on a great circle between noises, whose points are as likely as the noises themselves (Shoemake 1985; White 2016, "Sampling
 generative networks").
 """
 

@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from diffusion_cli.denoiser import Denoiser
-from diffusion_cli.guidance.guidance import Guided, Helper, Scaled
+from diffusion_cli.guidance.guidance import Guided, Helper, Scaled, chosen
 from diffusion_cli.ranges import PositiveInt
 from diffusion_cli.schedules import Schedule, over_pictures
 

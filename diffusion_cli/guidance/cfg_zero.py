@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.guidance.apg import dot
 from diffusion_cli.guidance.cfg import LabelFree, Rule
-from diffusion_cli.guidance.guidance import Guided
+from diffusion_cli.guidance.guidance import Guided, chosen
 from diffusion_cli.ranges import Fraction
 from diffusion_cli.schedules import Schedule, over_pictures
 

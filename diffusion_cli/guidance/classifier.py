@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_cli.denoiser import Denoiser
-from diffusion_cli.guidance.guidance import Guided, Helper, Scaled
+from diffusion_cli.guidance.guidance import Guided, Helper, Scaled, chosen
 from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.ranges import NonNegativeFloat, PositiveInt
 from diffusion_cli.schedules import Schedule, over_pictures

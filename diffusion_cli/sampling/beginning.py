@@ -121,8 +121,10 @@ def _between(request: Request, facts: Facts, schedule: Schedule, free: Beginning
 def _check_way_back(word: str, schedule: Schedule, sampler: Sampler) -> None:
     """ConfigError where the noise of a picture cannot be found."""
     if sampler.length(schedule) is None:
-        raise ConfigError(f"{word} walks a picture back to its noise, and {type(sampler).__name__} chooses its steps as it goes: choose "
-            "a sampler whose steps are fixed, as heun or ddim")
+        raise ConfigError(
+            f"{word} walks a picture back to its noise, and {type(sampler).__name__} chooses its steps as it goes: choose "
+            "a sampler whose steps are fixed, as heun or ddim"
+        )
 
 
 def _each(classes: list[int], ends: int) -> list[int]:

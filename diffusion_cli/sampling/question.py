@@ -1,8 +1,8 @@
 """What was asked, word for word, and the folder that belongs to it: never over the pictures of another question.
 
 metadata.json is the first file and the last one: `state` is unfinished before any picture is made and finished when all that
-was asked for is there. n is not part of the question: more pictures are added to those that are there. Nor are batch, device and
-version of torch: they change the last bits of a picture at most, so a change is told and noted (`earlier`), not refused.
+was asked for is there. n is not part of the question: more pictures are added to those that are there. Nor are batch, device
+and version of torch: they change the last bits of a picture at most, so a change is told and noted (`earlier`), not refused.
 """
 
 import fcntl
