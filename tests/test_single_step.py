@@ -6,6 +6,7 @@ That they are k-diffusion's and diffusers' rules is proven in test_peers_k.py; w
 import math
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from closed_form import FAMILIES, Gaussian, Mixture, close, distance_from_unifor
 from walks import fresh, make, no_noise, order_of, preset, walk_error
 
 from diffusion_cli.errors import NumericError
+from diffusion_cli.guidance import APG, CFG, CFGZero
 from diffusion_cli.samplers import (
     Adaptive,
     Euler,
@@ -207,6 +209,33 @@ def test_each_picture_has_a_step_of_its_own():
     for i in range(4):
         alone = torch.stack(asked(slice(i, i + 1)))[:, 0]
         assert torch.equal(alone, together[: len(alone), i])
+
+
+class Told:
+    """A denoiser of Gaussian pixels whose mean is that of the label; 0 without one."""
+
+    schedule, network = EDM(), SimpleNamespace(num_classes=3)
+
+    def __call__(self, x, t, cond, hint=None):
+        mean = f64(-0.5, 0.2, 0.8, 0.0)[cond].view(-1, 1, 1, 1)
+        return mean + Gaussian(0.0, 0.4).denoise(self.schedule)(x - mean, t)
+
+
+GUIDED = [CFG(2.0), CFG(2.0, (0.5, 5.0)), CFG(2.0, rescale=0.7), APG(2.0, (0.5, None)), CFGZero(2.0, zero_init=0.3)]
+
+
+@pytest.mark.parametrize("guidance", GUIDED, ids=repr)
+def test_guidance_is_asked_at_a_time_for_each_picture(guidance):
+    labels, t, x = torch.tensor([0, 2, 1, 0, 2]), f64(0.9, 0.3, 0.6, 0.68, 0.4), pictures(5)
+    together = guidance.guide(Told(), labels)(x, t, None)
+    for i in range(5):
+        alone = guidance.guide(Told(), labels[i : i + 1])(x[i : i + 1], t[i], None)
+        close(together[i : i + 1], alone, 1e-13)
+    sampler, question = make(Adaptive, 300, GRID), guidance.guide(Told(), labels)
+    whole = last(sampler.walk(lambda x, t: question(x, t, None), EDM(), 50 * x, no_noise)).x
+    question = guidance.guide(Told(), labels[1:2])
+    alone = last(sampler.walk(lambda x, t: question(x, t, None), EDM(), 50 * x[1:2], no_noise)).x
+    close(whole[1:2], alone, 1e-9)
 
 
 def test_too_few_moves_are_an_error_and_not_a_picture():

@@ -4,7 +4,6 @@ A guidance holds numbers alone. What it remembers over a walk lives in the quest
 One that asks a second model says in `helper` which: it is found and loaded by whoever can read checkpoints.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,7 +77,8 @@ class Scaled(Guidance):
             return torch.full_like(t, self.scale != self.neutral, dtype=torch.bool)
         low, high = self.interval
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return (sigma > low * alpha) & (sigma <= (math.inf if high is None else high) * alpha)
+        above = sigma > low * alpha
+        return above if high is None else above & (sigma <= high * alpha)
 
 
 def chosen(which: Tensor, x: Tensor, other: Tensor) -> Tensor:
