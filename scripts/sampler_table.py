@@ -36,7 +36,7 @@ from diffusion_cli.sampling.finding import find, load_denoiser
 from diffusion_cli.schedules import EDM, Betas, Flow, Schedule
 from diffusion_cli.walking import walk
 
-BUDGETS = (5, 10, 20, 50)  # calls of the network
+BUDGETS = (5, 10, 20, 50, 100)  # calls of the network
 SCHEDULES: dict[str, Schedule] = {"ddpm": Betas(), "edm": EDM(), "flow": Flow()}
 TOLERANCES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 3e-3, 1e-3, 1e-4, 1e-5)
 WEIGHTS, MEANS, SCALES = ((0.35, 0.65), (-0.6, 0.5), (0.2, 0.25))  # of the mixture

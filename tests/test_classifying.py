@@ -47,6 +47,8 @@ def test_it_is_told_the_same_of_the_same_noise_on_every_schedule(schedule: Sched
         NoisyClassifier(network)(one.mix(x0, noise, t), t, one)
         heard.append(network.heard[0])
     close(heard[0][0], heard[1][0], 1e-9)
+    ratio = torch.exp(f64(3.0, 0.7, -0.4, -3.0) / 2)[:, None, None, None]  # alpha / sigma
+    close(heard[0][0], (ratio * x0 + noise) / torch.sqrt(ratio**2 + 1), 1e-9)
     close(heard[0][1], heard[1][1], 1e-6)
     network = Ear()
     NoisyClassifier(network)(x0, torch.zeros((), dtype=torch.float64), schedule)

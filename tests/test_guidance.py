@@ -32,11 +32,17 @@ LABELS = torch.tensor([0, 1, 2, 1, 0])
 families = pytest.mark.parametrize("schedule", FAMILIES, ids=name)
 
 
+def each_class(coefficient: Tensor, x: Tensor) -> Tensor:
+    """[] or [B] -> a shape that multiplies [B, classes, C, H, W]."""
+    return over_pictures(coefficient, x[:, None])
+
+
 def log_joint(schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
     """log p(x_t, y) [B, classes], up to a constant."""
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    away = x[:, None] - over_pictures(alpha, x) * MEANS  # [B, classes, C, H, W]
-    return torch.log(SHARES) - away.flatten(2).square().sum(2) / (2 * ((alpha * SPREAD) ** 2 + sigma**2))
+    away = x[:, None] - each_class(alpha, x) * MEANS  # [B, classes, C, H, W]
+    variance = ((alpha * SPREAD) ** 2 + sigma**2)[..., None]
+    return torch.log(SHARES) - away.flatten(2).square().sum(2) / (2 * variance)
 
 
 class Exact(Denoiser):
@@ -53,8 +59,8 @@ class Exact(Denoiser):
         self.rows.append(len(x))
         self.hints.append(hint)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        gain = over_pictures(alpha * SPREAD**2 / ((alpha * SPREAD) ** 2 + sigma**2), x)
-        each = MEANS + gain * (x[:, None] - over_pictures(alpha, x) * MEANS)  # [B, classes, C, H, W]
+        gain = each_class(alpha * SPREAD**2 / ((alpha * SPREAD) ** 2 + sigma**2), x)
+        each = MEANS + gain * (x[:, None] - each_class(alpha, x) * MEANS)  # [B, classes, C, H, W]
         share = torch.softmax(log_joint(self.schedule, x, t), 1)  # [B, classes]
         if cond is not None:
             one = torch.eye(CLASSES + 1, dtype=x.dtype)[cond][:, :CLASSES]
@@ -65,6 +71,13 @@ class Exact(Denoiser):
 class ExactClassifier(nn.Module):
     def forward(self, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
         return log_joint(schedule, x, t)
+
+
+class Timed(ExactClassifier):
+    """Another one, whose gradient needs t itself."""
+
+    def forward(self, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+        return t * super().forward(x, t, schedule)
 
 
 def noised(schedule: Schedule, t: Tensor, seed: int = 0) -> Tensor:
@@ -111,11 +124,11 @@ def test_an_exact_classifier_makes_the_denoiser_of_the_class(t: Tensor, schedule
 
 
 def test_a_classifier_guides_where_gradients_are_off_and_not_where_nothing_can_be_seen() -> None:
-    question, _ = ask(ByClassifier(1.0, ckpt="any"), Flow(), ExactClassifier())
+    question, _ = ask(ByClassifier(1.0, ckpt="any"), Flow(), Timed())
     wanted = question(noised(Flow(), f64(0.5)[0]), f64(0.5)[0])
     with torch.inference_mode():
         t = f64(0.5)[0]  # tensors of inference mode, as while sampling
-        question, _ = ask(ByClassifier(1.0, ckpt="any"), Flow(), ExactClassifier())
+        question, _ = ask(ByClassifier(1.0, ckpt="any"), Flow(), Timed())
         close(question(noised(Flow(), t), t), wanted, 0)
         assert not question(noised(Flow(), t), t).requires_grad
         end = torch.ones((), dtype=torch.float64)  # alpha = 0
@@ -276,6 +289,21 @@ def test_no_picture_depends_on_the_others(guidance: Guidance, helper: nn.Module 
         alone = guidance.guide(Exact(Flow()), LABELS[i : i + 1], helper)
         for z, t, wanted in zip(x, times, together, strict=True):
             close(alone(z[i : i + 1], t, None), wanted[i : i + 1], 1e-12)
+
+
+@pytest.mark.parametrize(("guidance", "helper"), [*((g, None) for g in OTHERS), (Auto(3.0, ckpt="any"), Exact(VP())),
+                         (ByClassifier(2.0, ckpt="any"), ExactClassifier())], ids=str)  # fmt: skip
+@pytest.mark.parametrize("interval", [None, (0.2, 3.0)], ids=["everywhere", "interval"])
+def test_each_picture_may_have_a_time_of_its_own(
+    interval: tuple[float, float] | None, guidance: CFG, helper: nn.Module | None
+) -> None:
+    """t [B], as samplers ask whose steps differ from picture to picture: inside the interval, outside, at the end."""
+    bound, t = replace(guidance, interval=interval), f64(1.0, 0.97, 0.6, 0.4, 0.1)
+    x = torch.cat([noised(Flow(), one, seed)[:1] for seed, one in enumerate(t)])
+    together = bound.guide(Exact(Flow()), LABELS, helper)(x, t, None)
+    for i in range(len(t)):
+        alone = bound.guide(Exact(Flow()), LABELS[i : i + 1], helper)(x[i : i + 1], t[i], None)
+        close(together[i : i + 1], alone, 1e-12)
 
 
 @every

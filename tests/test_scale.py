@@ -398,10 +398,27 @@ def test_every_file_gets_its_own_pictures(n: int, size: int, batch: int, holes: 
     files = [file for file in range(len(album)) if file not in holes]
     numbers = batches_for(album, files, batch)
     assert numbers == sorted(set(numbers))
-    found = {file: pixels.flatten().tolist() for file, pixels in fill(album, files, counted(album, numbers, batch))}
-    assert found == {file: [i % 256 for i in range(*album.span(file))] for file in files}
-    with_more = {file: pixels.flatten().tolist() for file, pixels in fill(album, files, counted(album, [0, *numbers], batch))}
-    assert numbers[:1] == [0] or with_more == found, "a first batch that no file needs does no harm"
+
+    def values(made: Iterator[tuple[int, torch.Tensor]]) -> list[tuple[int, list[int]]]:
+        return [(file, found.flatten().tolist()) for group in fill(album, files, made) for file, found in group.items()]
+
+    expected = [(file, [i % 256 for i in range(*album.span(file))]) for file in files]
+    assert values(counted(album, numbers, batch)) == expected
+    if numbers[:1] != [0]:
+        assert values(counted(album, [0, *numbers], batch)) == expected, "a first batch that no file needs does no harm"
+
+
+@given(n=st.integers(1, 60), size=st.integers(1, 25), batch=st.integers(1, 25))
+def test_files_are_handed_over_after_the_batch_that_completes_them(n: int, size: int, batch: int) -> None:
+    album, made = Album(Path("/nowhere"), Npz(size, (), {}), n, lambda i: None), []
+
+    def noted() -> Iterator[tuple[int, torch.Tensor]]:
+        for begin, images in counted(album, range(-(-n // batch)), batch):
+            made.append(begin + len(images))
+            yield begin, images
+
+    for group in fill(album, range(len(album)), noted()):
+        assert all(made[-1] - batch < album.span(file)[1] <= made[-1] for file in group)
 
 
 def peak_growth(work: Iterable[object]) -> int:

@@ -143,6 +143,10 @@ def test_all_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: 
     done.clear()
     storage.write(tmp_path / "x", b"1")
     assert done == [("sync", ".x.tmp"), ("rename", "x"), ("sync", ".")]
+    done.clear()
+    storage.write_all({tmp_path / name: b"1" for name in ("y", "step/c", "z")})
+    assert done == [("sync", ".y.tmp"), ("sync", "step/.c.tmp"), ("sync", ".z.tmp"), ("rename", "y"), ("rename", "step/c"),
+                    ("rename", "z"), ("sync", "."), ("sync", "step")]  # fmt: skip
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -18,9 +18,10 @@ SPREAD = 0.5  # standard deviation of pixels in [-1, 1], about (EDM's sigma_data
 
 
 class Operator(ABC):
-    """A, for pictures x [B, C, H, W] and what is known of them, y [B, ...]. unit: A A^T = unit I."""
+    """A, for pictures x [B, C, H, W] and what is known of them, y [B, ...]."""
 
-    unit: float
+    unit: float  # A A^T = unit I
+    share: float  # of the picture's numbers: how many are known
 
     @abstractmethod
     def measure(self, x: Tensor) -> Tensor:
@@ -46,6 +47,10 @@ class Seen(Operator):
     mask: Tensor
     unit = 1.0
 
+    @property
+    def share(self) -> float:  # type: ignore[override]
+        return float(self.mask.float().mean())
+
     def measure(self, x: Tensor) -> Tensor:
         return torch.where(self.mask, x, 0)
 
@@ -69,6 +74,8 @@ class Grey(Operator):
     def unit(self) -> float:  # type: ignore[override]
         return 1 / self.channels
 
+    share = unit  # type: ignore[assignment]
+
     def measure(self, x: Tensor) -> Tensor:
         return x.mean(1, keepdim=True)
 
@@ -85,6 +92,8 @@ class Blocks(Operator):
     @property
     def unit(self) -> float:  # type: ignore[override]
         return 1 / self.factor**2
+
+    share = unit  # type: ignore[assignment]
 
     def measure(self, x: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(x, self.factor)

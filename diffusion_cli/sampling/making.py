@@ -29,16 +29,16 @@ class Work:
     compute: Compute
 
     def do(self, files: Sequence[int], stop: StopRequest) -> float:
-        """Makes and writes those of the files that are not there; the most seconds that one of them took. Raises Stopped."""
+        """Makes and writes those of the files that are not there; the most seconds between two writes. Raises Stopped."""
         todo = self.album.absent(files).tolist()
         numbers = batches_for(self.album, todo, self.batch)
         if self.film.wanted and numbers[:1] != [0]:
             numbers = [0, *numbers]
         slowest, since, written = 0.0, time.perf_counter(), 0
         with torch.inference_mode(), self.compute.precision():
-            for file, pixels in fill(self.album, todo, self._batches(numbers, stop)):
-                self.album.write(file, pixels)
-                written += len(pixels)
+            for pixels in fill(self.album, todo, self._batches(numbers, stop)):
+                self.album.write(pixels)
+                written += self.album.pictures(pixels)
                 slowest, since = max(slowest, time.perf_counter() - since), time.perf_counter()
                 if stop.number:
                     break

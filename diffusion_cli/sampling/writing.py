@@ -4,7 +4,7 @@ Batches are aligned: picture i is always made together with the others of batch 
 was there before, nor on the process that makes it, nor on the form in which it is written.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,14 +44,18 @@ class Album:
         """How many pictures these files hold."""
         return sum(stop - first for first, stop in map(self.span, files))
 
-    def write(self, file: int, pixels: Tensor) -> None:
-        """pixels uint8 [N, C, H, W]: all pictures of the file."""
+    def write(self, pixels: Mapping[int, Tensor]) -> None:
+        """For each of these files all its pictures, uint8 [N, C, H, W]."""
+        encoded = {self.path(file): self._encoded(file, of_file) for file, of_file in pixels.items()}
+        for folder in dict.fromkeys(path.parent for path in encoded):
+            if not folder.is_dir():
+                storage.make_folder(folder)
+        storage.write_all(encoded)
+
+    def _encoded(self, file: int, pixels: Tensor) -> bytes:
         first, stop = self.span(file)
         labels = [label for i in range(first, stop) if (label := self.label_of(i)) is not None]
-        path = self.path(file)
-        if not path.parent.is_dir():
-            storage.make_folder(path.parent)
-        storage.write(path, self.form.encode(pixels, first, labels or None))
+        return self.form.encode(pixels, first, labels or None)
 
     def head(self, count: int) -> Tensor:
         """The first pictures as they lie on the disk, uint8 [<= count, C, H, W]."""
@@ -79,17 +83,17 @@ def batches_for(album: Album, files: Iterable[int], batch: int) -> list[int]:
     return list(found)
 
 
-def fill(album: Album, files: Sequence[int], made: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
-    """(file, its pixels uint8 [N, C, H, W]) of each of the files as soon as all its pictures are made.
+def fill(album: Album, files: Sequence[int], made: Iterable[tuple[int, Tensor]]) -> Iterator[dict[int, Tensor]]:
+    """After each batch the files that it completes, if any, with their pixels uint8 [N, C, H, W].
 
     files: rising numbers; made: (number of the first picture, uint8 [B, C, H, W]) of the batches that they need, rising.
-    No more than one file's pixels and one batch are held.
+    No more than one unfinished file and the pictures of one batch are held, twice.
     """
     waiting = iter(files)
     file = next(waiting, None)
     pixels: Tensor | None = None
     for begin, images in made:
-        end = begin + len(images)
+        end, whole = begin + len(images), dict[int, Tensor]()
         while file is not None:
             first, stop = album.span(file)
             low, high = max(first, begin), min(stop, end)
@@ -99,5 +103,7 @@ def fill(album: Album, files: Sequence[int], made: Iterable[tuple[int, Tensor]])
             if stop > end:
                 break
             assert pixels is not None
-            yield file, pixels
+            whole[file] = pixels
             file, pixels = next(waiting, None), None
+        if whole:
+            yield whole
