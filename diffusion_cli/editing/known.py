@@ -74,7 +74,7 @@ class Grey(Operator):
     def unit(self) -> float:  # type: ignore[override]
         return 1 / self.channels
 
-    share = unit  # type: ignore[assignment]
+    share = unit
 
     def measure(self, x: Tensor) -> Tensor:
         return x.mean(1, keepdim=True)
@@ -93,7 +93,7 @@ class Blocks(Operator):
     def unit(self) -> float:  # type: ignore[override]
         return 1 / self.factor**2
 
-    share = unit  # type: ignore[assignment]
+    share = unit
 
     def measure(self, x: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(x, self.factor)

@@ -89,7 +89,9 @@ class Denoising(Objective):
         given = source.uniform("self_conditioning") < self.self_conditioning  # [B]
         with torch.no_grad():
             foreseen = self.denoiser(x, t, labels)
-        torch.clear_autocast_cache()  # else the question that is trained finds weights there that were cast without gradient
+        # torch before its pull request 165068 (December 2025) would give the question that is trained the weights that were
+        # cast here, without gradient.
+        torch.clear_autocast_cache()
         return torch.where(given[:, None, None, None], foreseen, 0)
 
     def preview_labels(self, count: int) -> Tensor | None:
