@@ -38,7 +38,7 @@ from diffusion_cli.walking import walk
 
 BUDGETS = (5, 10, 20, 50, 100)  # calls of the network
 SCHEDULES: dict[str, Schedule] = {"ddpm": Betas(), "edm": EDM(), "flow": Flow()}
-TOLERANCES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 3e-3, 1e-3, 1e-4, 1e-5)
+TOLERANCES = (1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 WEIGHTS, MEANS, SCALES = ((0.35, 0.65), (-0.6, 0.5), (0.2, 0.25))  # of the mixture
 POINTS, SAMPLES = 20_000, 500
 
@@ -71,15 +71,15 @@ def calls_of(sampler: Sampler, schedule: Schedule, denoise: Denoise, x: Tensor) 
 def within(sampler: Sampler, budget: int, schedule: Schedule, denoise: Denoise, x: Tensor) -> tuple[Sampler, int] | None:
     """The sampler with as many steps, or as fine a tolerance, as the budget of calls allows, and its calls."""
     if sampler.length(schedule) is None or hasattr(sampler, "rtol"):
-        finer = [replace(sampler, rtol=r, **({"atol": r / 10} if hasattr(sampler, "atol") else {})) for r in TOLERANCES]  # type: ignore[call-arg]
+        told = {"atol": 0.1} if hasattr(sampler, "atol") else {}
+        finest_first = [replace(sampler, rtol=r, **{k: v * r for k, v in told.items()}) for r in TOLERANCES]  # type: ignore[call-arg]
     else:
-        finer = [replace(sampler, steps=n) for n in range(1, budget + 2)]
-    fitting = None
-    for candidate in finer:
+        finest_first = [replace(sampler, steps=n) for n in range(budget + 1, 0, -1)]
+    for candidate in finest_first:
         calls = calls_of(candidate, schedule, denoise, x)
         if calls <= budget:
-            fitting = candidate, calls
-    return fitting
+            return candidate, calls
+    return None
 
 
 # -- the mixture -------------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ MALFORMED: list[tuple[str, str, str]] = [  # command, its words separated by spa
     (S, "ckpt=x format=jpg", "format is jpg: it must be one of png, npz"),
     (S, "ckpt=x sampler=huen", "did you mean heun?"),
     (S, "ckpt=x sampler.steps=0", "sampler.steps is 0"),
-    (S, "ckpt=x label=[1]", "label is [1]"),
+    (S, "ckpt=x label=[1.5]", "label is [1.5]"),
     (S, "ckpt=x wieghts=raw", "did you mean weights?"),
     (S, "ckpt=x schedule=cosine", "schedule is not a setting"),
     (S, "ckpt=x sampler._target_=os.system sampler.grid=1", "sampler"),
@@ -268,7 +268,7 @@ def test_help_names_every_option_and_setting(capsys: pytest.CaptureFixture[str],
             comment = next(line for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line)
             assert re.search(rf"^  {part}{path.stem} +{re.escape(comment[2:].split()[0])}", section, re.M), path
     folders = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-    assert folders == set(train.GROUPS), "a group that --help does not know"
+    assert folders == {*train.GROUPS, *sample.GROUPS}, "a group that --help does not know"
     for key in cli.settings.flat(
         {k: v for k, v in yaml.safe_load((CONFIGS / "train.yaml").read_text()).items() if k not in ("defaults", "hydra")}
     ):

@@ -114,7 +114,7 @@ def test_the_groups_are_there() -> None:
     assert len(OPTIONS) > 65
 
 
-@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] not in ASKED_ONLY], ids=lambda part: part)
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0].partition("/")[0] not in ASKED_ONLY], ids=lambda part: part)
 def test_option(group: str, option: str) -> None:
     """Composed, checked, its keys its constructor's, rehearsed at its own size, trained two steps at a tiny one."""
     words = words_of(group, option)
@@ -136,7 +136,6 @@ def test_option(group: str, option: str) -> None:
     shrunk = model if group == "model" else (*model, "model.multipliers=[1]")
     shrunk = TINY_CLASSIFIER if "classifying" in words[0] else shrunk
     shrunk = (*shrunk, "dataset.labels=true") if group == "guidance" or "classifying" in words[0] else shrunk
-    shrunk = (*shrunk, "sampler.steps=200") if option == "dpm_adaptive" else shrunk  # a limit, not a count
     shrunk = (*shrunk, "sampler.steps=200") if option == "dpm_adaptive" else shrunk  # a limit, there, and 2 are too few
     before, between, after = two_steps(config.check_train(changed(node, *SMALL, *shrunk)))
     assert torch.isfinite(after).all()
@@ -152,12 +151,17 @@ def test_shifted_takes_every_schedule(option: str) -> None:
     config.check_train(node)
 
 
-@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] in {*ASKED_ONLY, "guidance"}], ids=lambda part: part)
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0].partition("/")[0] in {*ASKED_ONLY, "guidance"}], ids=lambda part: part)
 def test_sample_takes_every_option(group: str, option: str) -> None:
     """Its keys are its constructor's."""
-    asked = getattr(config.check_sample(compose("ckpt=somewhere", f"{group}={option}", primary="sample")), group)
+    words = [f"{group}={option}", *(["init=a.png"] if group.startswith("edit") else [])]
+    words += {"edit/method": ["edit=inpaint", "edit.mask=b.png"], "edit": []}.get(group, [])
+    words += ["edit.mask=b.png"] if option == "inpaint" else []
+    asked = getattr(config.check_sample(compose("ckpt=somewhere", *words, primary="sample")), group.partition("/")[0])
     for path, part in objects(asked):
-        assert set(part) - {"_target_"} == set(signature(part["_target_"]).parameters), f"{group}/{option}.yaml {path}"
+        given = () if path else config.GIVEN.get(group.partition("/")[0], ())
+        expected = set(signature(part["_target_"]).parameters) - set(given)
+        assert set(part) - {"_target_"} == expected, f"{group}/{option}.yaml {path}"
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sampler"])
