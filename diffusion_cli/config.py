@@ -77,8 +77,11 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
     return settings.Plan(root, settings.Trainer(**node["trainer"]), node)
 
 
-def check_sample(node: dict[str, Any]) -> settings.Request:
-    """What is asked of a checkpoint, from the composed config. Raises ConfigError with a line for everything that is wrong."""
+def check_sample(node: dict[str, Any], choices: Mapping[str, str | None] | None = None) -> settings.Request:
+    """What is asked of a checkpoint, from the composed config. Raises ConfigError with a line for everything that is wrong.
+
+    choices: the option that was taken of each group, as Hydra tells it.
+    """
     node = _with_ckpt(node)
     nodes = {group: node.pop(group, None) for group in SAMPLE_GROUPS}
     wrong = _root(node, "Sample", set())
@@ -97,7 +100,8 @@ def check_sample(node: dict[str, Any]) -> settings.Request:
         wrong.append(f"data={node['data']}: training pictures are looked at with nearest= alone; add nearest=5")
     if wrong:
         raise ConfigError("\n".join(wrong))
-    return settings.Request(settings.Sample(**_tuples(node)), dict(sampler), nodes["guidance"], nodes["edit"])
+    words = {group: word for group in SAMPLE_GROUPS if (word := (choices or {}).get(group)) not in (None, "none", "null")}
+    return settings.Request(settings.Sample(**_tuples(node)), dict(sampler), nodes["guidance"], nodes["edit"], words)
 
 
 def check_evaluate(node: dict[str, Any]) -> settings.Evaluate:

@@ -114,13 +114,15 @@ class Evaluate:
 class Request:
     """What is asked of a checkpoint, all checked: the words, and the nodes of what they name.
 
-    sampler: without _target_ it only changes the checkpoint's own; edit: None where nothing binds the walk.
+    sampler: without _target_ it only changes the checkpoint's own; edit: None where nothing binds the walk. words: by which
+    option each group was chosen, for names of folders.
     """
 
     root: Sample
     sampler: dict[str, Any]
     guidance: dict[str, Any]
     edit: dict[str, Any] | None
+    words: Mapping[str, str]
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ TINY_UNET = ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipl
 MISSING = {"folder": ("dataset.path=somewhere",), "parquet": ("dataset.path=somewhere",), "hub": ("dataset.repo=some/where",)}
 
 
+def asked_only(group: str) -> bool:
+    return group.partition("/")[0] in ASKED_ONLY
+
+
 def words_of(group: str, option: str) -> list[str]:
     """The default command line but for one choice, and what that choice cannot do without."""
     words = [f"{group}={option}"]
@@ -114,7 +118,7 @@ def test_the_groups_are_there() -> None:
     assert len(OPTIONS) > 65
 
 
-@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0].partition("/")[0] not in ASKED_ONLY], ids=lambda part: part)
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if not asked_only(o[0])], ids=lambda part: part)
 def test_option(group: str, option: str) -> None:
     """Composed, checked, its keys its constructor's, rehearsed at its own size, trained two steps at a tiny one."""
     words = words_of(group, option)
@@ -151,7 +155,9 @@ def test_shifted_takes_every_schedule(option: str) -> None:
     config.check_train(node)
 
 
-@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0].partition("/")[0] in {*ASKED_ONLY, "guidance"}], ids=lambda part: part)
+@pytest.mark.parametrize(
+    ("group", "option"), [o for o in OPTIONS if asked_only(o[0]) or o[0] == "guidance"], ids=lambda part: part
+)
 def test_sample_takes_every_option(group: str, option: str) -> None:
     """Its keys are its constructor's."""
     words = [f"{group}={option}", *(["init=a.png"] if group.startswith("edit") else [])]

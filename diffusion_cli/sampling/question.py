@@ -19,15 +19,16 @@ from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.errors import ConfigError, DataError, StorageError
 from diffusion_cli.runs import say
 from diffusion_cli.sampling.formats import FORMATS
-from diffusion_cli.settings import Sample
+from diffusion_cli.settings import Request, Sample
 
 _FILE = "metadata.json"
 _BITS = ("batch", "device", "torch")  # what the last bits of a picture depend on
 
 
-def place(settings: Sample, found: Checkpoint, asked: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+def place(request: Request, found: Checkpoint, asked: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The folder of this question, and what its metadata said before; nothing of a new one. Raises UserError."""
-    for folder in _candidates(settings, found, asked):
+    settings = request.root
+    for folder in _candidates(request, found, asked):
         before = stored(folder)
         if before is None and not _occupied(folder):
             return folder, {}
@@ -46,15 +47,20 @@ def place(settings: Sample, found: Checkpoint, asked: Mapping[str, Any]) -> tupl
     raise ConfigError("a thousand folders hold the pictures of similar questions: choose one with out=")
 
 
-def _candidates(settings: Sample, found: Checkpoint, asked: Mapping[str, Any]) -> Iterator[Path]:
+def _candidates(request: Request, found: Checkpoint, asked: Mapping[str, Any]) -> Iterator[Path]:
+    settings = request.root
     if settings.out is not None:
         yield Path(settings.out)
         return
     run = found.folder.parent.parent if found.folder.parent.name == "checkpoints" else found.folder
     sampler = asked["sampler"]
-    words = [f"step_{found.step:08d}", sampler["_target_"].rpartition(".")[2].lower(), f"{sampler['steps']}"]
+    named = request.words.get("sampler", sampler["_target_"].rpartition(".")[2].lower())  # a checkpoint's own is not named
+    words = [f"step_{found.step:08d}", named, f"{sampler['steps']}"]
+    if "guidance" in request.words:
+        strength = [f"{request.guidance['scale']:g}"] if "scale" in request.guidance else []
+        words.append("_".join([request.words["guidance"], *strength]))
     words += [f"seed_{settings.seed}", *([] if settings.label is None else [f"label_{_joined(settings.label)}"])]
-    words += _beginning(settings, asked)
+    words += [*_beginning(settings, asked), *([request.words["edit"]] if "edit" in request.words else [])]
     words += ["raw"] if settings.weights == "raw" else []
     name = re.sub(r"[^\w.+-]+", "_", "-".join(words))
     yield run / "generated" / name
@@ -74,7 +80,7 @@ def _beginning(settings: Sample, asked: Mapping[str, Any]) -> list[str]:
     words = [f"from_{Path(settings.init).stem}"]
     words += [] if asked["strength"] is None else [f"{asked['strength']:g}"]
     words += [] if settings.vary is None else [f"vary_{settings.vary:g}"]
-    return ["_".join(words), *([] if asked["edit"] is None else [asked["edit"]["_target_"].rpartition(".")[2].lower()])]
+    return ["_".join(words)]
 
 
 def stored(folder: Path) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ def sample(request: Request) -> Path:
     film = Film.of(settings, maker.sampler.length(maker.denoiser.schedule)) if me.first else Film()
     dataset = dataset_of(found, settings.data, settings.trust) if settings.nearest else None
     asked = {**maker.asked, **({} if settings.format == "png" else {"shard": settings.shard})}
-    folder, before = question.place(settings, found, asked)
+    folder, before = question.place(request, found, asked)
     facts = question.metadata(asked, _facts(settings, found, compute, before), before)
     size = 1 if settings.format == "png" else settings.shard
     form = FORMATS[settings.format](size, found.config["facts"]["classes"], asked)
