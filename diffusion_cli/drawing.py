@@ -4,6 +4,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
 
@@ -78,7 +79,12 @@ def curve(points: Sequence[tuple[float, float]], title: str, across: str = "step
 
 
 def curves(
-    named: Mapping[str, Sequence[tuple[float, float]]], title: str, across: str, width: int = 720, height: int = 360
+    named: Mapping[str, Sequence[tuple[float, float]]],
+    title: str,
+    across: str,
+    width: int = 720,
+    height: int = 360,
+    log_x: bool = False,
 ) -> Image.Image:
     """The same for several lines, their names beside them in their colours. Points that are not finite are left out."""
     named = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in named.items()}
@@ -91,30 +97,50 @@ def curves(
     if not every:
         return sheet
     xs, ys = [x for x, _ in every], [y for _, y in every]
-    logarithmic = min(ys) > 0 and max(ys) > 20 * min(ys)
-    scale = (lambda y: math.log10(y)) if logarithmic else (lambda y: y)
-    low, high = (scale(min(ys)), scale(max(ys))) if logarithmic else (min(0.0, min(ys)), max(0.0, max(ys)))
-    first, last, high = min(xs), max(max(xs), min(xs) + 1), max(high, low + 1e-9)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return left + (x - first) / (last - first) * (right - left), bottom - (scale(y) - low) / (high - low) * (bottom - top)
-
-    for i in range(5):
-        value = low + i / 4 * (high - low)
-        y = bottom - i / 4 * (bottom - top)
-        pen.line([(left, y), (right, y)], _FAINT)
-        pen.text((left - 8, y), f"{10**value if logarithmic else value:.3g}", _INK, font=_font(), anchor="rm")
-        x = left + i / 4 * (right - left)
-        pen.text((x, bottom + 8), f"{first + i / 4 * (last - first):.0f}", _INK, font=_font(), anchor="ma")
+    log_y = min(ys) > 0 and max(ys) > 20 * min(ys)
+    along = _Axis(min(xs), max(max(xs), min(xs) + 1), left, right, log_x)
+    up = _Axis(min(ys) if log_y else min(0.0, *ys), max(*ys, 0.0), bottom, top, log_y)
+    for value in up.ticks():
+        pen.line([(left, up.at(value)), (right, up.at(value))], _FAINT)
+        pen.text(
+            (left - 8, up.at(value)), f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}", _INK, font=_font(), anchor="rm"
+        )
+    for value in along.ticks():
+        pen.text((along.at(value), bottom + 8), f"{value:.0f}", _INK, font=_font(), anchor="ma")
     pen.text(((left + right) / 2, height - 16), across, _INK, font=_font(), anchor="ma")
     for points, colour in zip(named.values(), cycle(_COLOURS)):
-        pen.line([place(x, y) for x, y in points], colour, width=2)
-    ends = sorted((place(*points[-1])[1], name) for name, points in named.items() if points)
+        pen.line([(along.at(x), up.at(y)) for x, y in points], colour, width=2)
+    ends = sorted((up.at(points[-1][1]), name) for name, points in named.items() if points)
     heights = _apart([y for y, _ in ends], bottom, min(15, (bottom - top) / len(ends)))
     colours = dict(zip(named, cycle(_COLOURS)))
     for y, (_, name) in zip(heights, ends, strict=True):
         pen.text((right + 8, y), name, colours[name], font=_font(), anchor="lm")
     return sheet
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Values from low to high along the pixels from first to last."""
+
+    low: float
+    high: float
+    first: float
+    last: float
+    logarithmic: bool
+
+    def at(self, value: float) -> float:
+        low, high, value = (math.log10(v) if self.logarithmic else v for v in (self.low, self.high, value))
+        return self.first + (value - low) / max(high - low, 1e-9) * (self.last - self.first)
+
+    def ticks(self) -> list[float]:
+        """Four even parts; on a logarithmic axis powers of ten, and where these are few, twice and five times them too."""
+        if not self.logarithmic:
+            return [self.low + i / 4 * (self.high - self.low) for i in range(5)]
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        within = [
+            [m * 10**k for k in powers for m in steps if self.low <= m * 10**k <= self.high] for steps in ((1,), (1, 2, 5))
+        ]
+        return within[0] if len(within[0]) > 3 else within[1]
 
 
 def _apart(heights: Sequence[float], end: float, least: float) -> list[float]:

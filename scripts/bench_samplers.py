@@ -81,6 +81,7 @@ class Bench:
                          "last": 0.02, "zero_terminal_snr": False},
             "prediction": {"_target_": "diffusion_cli.predictions.Eps"},
             "model": self._model(),
+            "objective": {"self_conditioning": 0.0},
         }  # fmt: skip
         torch.manual_seed(0)
         facts = Facts(channels=3, image_size=32, classes=[], taught=[], fingerprint="")

@@ -23,6 +23,7 @@ from typing import Any
 import hydra
 import torch
 from check_digits import Data, data_of, judged, share, train
+from PIL import Image
 from torch import Tensor, nn
 
 from diffusion_cli import config, drawing
@@ -36,11 +37,11 @@ from diffusion_cli.sampling.finding import find, load_denoiser
 from diffusion_cli.schedules import EDM, Betas, Flow, Schedule
 from diffusion_cli.walking import walk
 
-BUDGETS = (5, 10, 20, 50, 100)  # calls of the network
+BUDGETS = (5, 10, 20, 50)  # calls of the network
 SCHEDULES: dict[str, Schedule] = {"ddpm": Betas(), "edm": EDM(), "flow": Flow()}
 TOLERANCES = (1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 WEIGHTS, MEANS, SCALES = ((0.35, 0.65), (-0.6, 0.5), (0.2, 0.25))  # of the mixture
-POINTS, SAMPLES = 20_000, 500
+POINTS, SIDE, SAMPLES = 20_000, 10, 250  # the points are pixels of pictures of 10 x 10, as rules with norms want it
 
 
 # -- samplers and what they ask ----------------------------------------------------------------------------------------
@@ -68,6 +69,12 @@ def calls_of(sampler: Sampler, schedule: Schedule, denoise: Denoise, x: Tensor) 
     return asked
 
 
+def calls_a_step(sampler: Sampler) -> int:
+    """Rounded; of rules that find their steps, many."""
+    x = torch.randn(1, 1, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return round(calls_of(sampler, Flow(), mixture(Flow()), sampler.start(Flow(), x)) / (sampler.length(Flow()) or 1))
+
+
 def within(sampler: Sampler, budget: int, schedule: Schedule, denoise: Denoise, x: Tensor) -> tuple[Sampler, int] | None:
     """The sampler with as many steps, or as fine a tolerance, as the budget of calls allows, and its calls."""
     if sampler.length(schedule) is None or hasattr(sampler, "rtol"):
@@ -86,15 +93,15 @@ def within(sampler: Sampler, budget: int, schedule: Schedule, denoise: Denoise, 
 
 
 def mixture(schedule: Schedule) -> Denoise:
-    """E[x0 | x_t] of the mixture, for x [N, 1, 1, 1] and t [] or [N]."""
+    """E[x0 | x_t] of the mixture in every pixel, for x [N, 1, H, W] and t [] or [N]."""
     w, m, s = (torch.tensor(v, dtype=torch.float64) for v in (WEIGHTS, MEANS, SCALES))
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = (v.to(x).reshape(-1, 1) for v in (schedule.alpha(t), schedule.sigma(t)))  # [1 or N, 1]
+        alpha, sigma = (v.to(x).reshape(-1, 1, 1, 1, 1) for v in (schedule.alpha(t), schedule.sigma(t)))  # [1 or N, 1, 1, 1, 1]
         spread = torch.sqrt((alpha * s) ** 2 + sigma**2)  # [.., 2]
-        away = (x.view(-1, 1) - alpha * m) / spread
+        away = (x[..., None] - alpha * m) / spread  # [N, 1, H, W, 2]
         part = torch.softmax(torch.log(w) - torch.log(spread) - away**2 / 2, -1)
-        return (part * (m + alpha * s**2 / spread * away)).sum(-1).view_as(x)
+        return (part * (m + alpha * s**2 / spread * away)).sum(-1)
 
     return denoise
 
@@ -111,11 +118,11 @@ def quantiles(count: int) -> Tensor:
 
 
 def mixture_error(sampler: Sampler, schedule: Schedule) -> float:
-    """Wasserstein-1 distance in thousandths of the range of a picture, 2: starts are the quantiles of the noise."""
+    """Wasserstein-1 distance in thousandths of the range of a picture, 2: starts are the quantiles of the noise, mixed up."""
     n = torch.special.ndtri((torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS)
-    x = sampler.start(schedule, n[torch.randperm(POINTS, generator=torch.Generator().manual_seed(0))].view(-1, 1, 1, 1))
-    fresh = Source(0, torch.arange(POINTS))
-    noise = lambda i, which=0: fresh.at(i).normal(f"{which}", (1, 1, 1)).to(x)  # noqa: E731
+    x = sampler.start(schedule, n[torch.randperm(POINTS, generator=torch.Generator().manual_seed(0))].view(-1, 1, SIDE, SIDE))
+    fresh = Source(0, torch.arange(len(x)))
+    noise = lambda i, which=0: fresh.at(i).normal(f"{which}", x.shape[1:]).to(x)  # noqa: E731
     end = last(sampler.walk(mixture(schedule), schedule, x, noise)).x.flatten().sort().values
     return 500 * float((end - quantiles(POINTS)).abs().mean())
 
@@ -165,12 +172,17 @@ def adds_noise(sampler: Sampler, schedule: Schedule) -> bool:
 def measure(run: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     digits = Digits(run)
     rows = []
-    x = torch.linspace(-1, 1, 8, dtype=torch.float64).view(-1, 1, 1, 1)
+    x = torch.randn(8, 1, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for name, sampler in presets().items():
         if names and name not in names:
             continue
         began = time.perf_counter()
-        row: dict[str, Any] = {"sampler": name, "noise": adds_noise(sampler, Flow()), "cells": []}
+        row: dict[str, Any] = {
+            "sampler": name,
+            "noise": adds_noise(sampler, Flow()),
+            "calls": calls_a_step(sampler),
+            "cells": [],
+        }
         for budget in BUDGETS:
             cell: dict[str, Any] = {"budget": budget}
             for schedule_name, schedule in SCHEDULES.items():
@@ -214,6 +226,23 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", "\\* adds noise on its way.", ""])
 
 
+def plot(rows: Sequence[dict[str, Any]]) -> Image.Image:
+    """Three panels, one below the other: a question a step, several, and noise on the way."""
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        kind = "with noise" if row["noise"] else "several calls a move" if row["calls"] > 1 else "one call a step"
+        cells = [(cell["budget"], cell["flow"]) for cell in row["cells"] if cell["flow"]]
+        panels.setdefault(kind, {})[row["sampler"]] = cells
+    drawn = [
+        drawing.curves(lines, f"error on the mixture, schedule flow: {kind}", "calls of the network", log_x=True)
+        for kind, lines in sorted(panels.items())
+    ]
+    sheet = Image.new("RGB", (max(one.width for one in drawn), sum(one.height for one in drawn)), "white")
+    for k, one in enumerate(drawn):
+        sheet.paste(one, (0, sum(other.height for other in drawn[:k])))
+    return sheet
+
+
 BEGIN, END = "<!-- table: made by scripts/sampler_table.py -->", "<!-- end of the table -->"
 
 
@@ -236,10 +265,7 @@ def main() -> None:
         before, _, rest = options.out.read_text().partition(BEGIN)
         options.out.write_text(f"{before}{BEGIN}\n\n{page(rows)}\n{END}{rest.partition(END)[2]}")
     if options.plot is not None:
-        lines = {row["sampler"]: [(c["budget"], c["flow"]) for c in row["cells"] if c["flow"]] for row in rows}
-        options.plot.write_bytes(
-            drawing.png(drawing.curves(lines, "error on the mixture, schedule flow", "calls of the network"))
-        )
+        options.plot.write_bytes(drawing.png(plot(rows)))
 
 
 if __name__ == "__main__":
