@@ -6,8 +6,9 @@ number of steps:
 
     calls      of the network for a picture, counted
     images/s   of a whole walk, uint8 pictures at its end for ours
-    overhead   share of a walk's time that is not the network's: 1 - calls x seconds of a bare call / seconds of the walk.
-               Seconds are CPU seconds of this process where --cpu is given: with OMP_NUM_THREADS=1 they hold on a busy machine
+    overhead   share of a walk's time that is not the network's: seconds of the same walk with a network that answers 0 at once,
+               over those of the walk. Seconds are CPU seconds of this process where --cpu is given: with OMP_NUM_THREADS=1 they
+               hold on a busy machine
 
 Peers are diffusers' scheduler of that name in its pipelines' loop, and k-diffusion's function where it is installed. All take
 turns, the order rotated in every round; figures are medians, samples that other processes disturbed are dropped.
@@ -29,7 +30,7 @@ import torch
 from bench import hardware, say
 from sampler_table import presets
 from timing import ENOUGH, Contestant, Sample, kept, take_turns
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_cli.assembly import Facts, denoiser_of
 from diffusion_cli.data.pixels import to_uint8
@@ -71,11 +72,26 @@ PEERS: dict[str, tuple[tuple[str, dict[str, Any]] | None, str | None, int]] = {
     "lcm": (("LCMScheduler", {}), None, 4),
 }
 
+OFTEN = 10  # walks with the silent network in a sample: a clock of CPU seconds ticks every 10 ms
+
+
+class Silent(nn.Module):
+    """Answers 0 and costs nothing: what a walk takes with it is the sampler's own."""
+
+    hint_channels = num_classes = 0
+
+    def __init__(self, channels: int, image_size: int):
+        super().__init__()
+        self.channels, self.image_size = channels, image_size
+
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+        return torch.zeros_like(x)
+
 
 class Bench:
-    """The network, and walks of each side that return how often it was called."""
+    """The network, and walks of each side that count its calls. silent: with a network that costs nothing."""
 
-    def __init__(self, compute: Compute, batch: int):
+    def __init__(self, compute: Compute, batch: int, silent: bool):
         node = {
             "schedule": {"_target_": "diffusion_cli.schedules.Betas", "curve": "linear", "steps": 1000, "first": 1e-4,
                          "last": 0.02, "zero_terminal_snr": False},
@@ -90,6 +106,8 @@ class Bench:
             self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for parameter in self.denoiser.network.parameters():  # a fresh network answers 0: give it something to say
             torch.nn.init.normal_(parameter, std=0.02)
+        if silent:
+            self.denoiser.network = Silent(3, 32)  # type: ignore[assignment]
         self.compute, self.batch, self.calls = compute, batch, 0
         self.denoiser.network.register_forward_hook(self._count)
         self.sigmas = torch.exp(-self.denoiser.schedule.knots / 2).float().to(compute.device)  # type: ignore[attr-defined]
@@ -105,14 +123,6 @@ class Bench:
 
     def _count(self, *_: object) -> None:
         self.calls += 1
-
-    def bare(self) -> None:
-        """Twelve calls of the network, and nothing else."""
-        x = torch.zeros(self.batch, 3, 32, 32, device=self.compute.device)
-        time = torch.full((self.batch,), 500.0, device=self.compute.device)
-        with torch.inference_mode(), self.compute.precision():
-            for _ in range(12):
-                self.denoiser.network(x, time)
 
     def ours(self, name: str, steps: int) -> Callable[[], None]:
         sampler = replace(presets()[name], steps=steps)
@@ -166,15 +176,19 @@ def seconds_of(samples: Sequence[Sample], cpu: bool) -> float:
     return statistics.median(s.own if cpu and s.own is not None else s.seconds for s in kept(samples))
 
 
-def contest(bench: Bench, name: str, rounds: int, cpu: bool, with_k: bool) -> list[dict[str, Any]]:
-    """A row for each side of one sampler."""
+def sides_of(bench: Bench, name: str, with_k: bool) -> dict[str, Callable[[], None]]:
     scheduler, function, steps = PEERS[name]
     sides = {"ours": bench.ours(name, steps)}
     if scheduler is not None:
         sides["diffusers"] = bench.diffusers(*scheduler, steps)
     if function is not None and with_k:
         sides["k-diffusion"] = bench.k_diffusion(function, steps)
-    calls = {}
+    return sides
+
+
+def contest(bench: Bench, silent: Bench, name: str, rounds: int, cpu: bool, with_k: bool) -> list[dict[str, Any]]:
+    """A row for each side of one sampler."""
+    steps, sides, alone, calls = PEERS[name][2], sides_of(bench, name, with_k), sides_of(silent, name, with_k), {}
     for side, walk_of in list(sides.items()):
         bench.calls = 0
         try:
@@ -186,26 +200,29 @@ def contest(bench: Bench, name: str, rounds: int, cpu: bool, with_k: bool) -> li
             del sides[side]
             continue
         calls[side] = bench.calls
-    bare = Contestant("bare", bench.bare)
-    samples = take_turns([bare, *(Contestant(side, walk_of) for side, walk_of in sides.items())], rounds, 3 * rounds)
-    once = seconds_of(samples["bare"], cpu) / 12
+    often = lambda walk_of: lambda: [walk_of() for _ in range(OFTEN)] and None  # noqa: E731
+    samples = take_turns([Contestant(side, walk_of) for side, walk_of in sides.items()], rounds, 3 * rounds)
+    own = take_turns([Contestant(side, often(alone[side])) for side in sides], rounds, 3 * rounds)
     rows = []
     for side in sides:
-        took = seconds_of(samples[side], cpu)
+        took, bookkeeping = seconds_of(samples[side], cpu), seconds_of(own[side], cpu) / OFTEN
         rows.append({
             "sampler": name, "side": side, "steps": steps, "calls": calls[side], "images_per_s": bench.batch / took,
-            "ms_per_call": 1e3 * took / calls[side], "overhead": 1 - calls[side] * once / took,
-            "samples": len(samples[side]), "disturbed": sum(not s.clean for s in samples[side]),
+            "ms_per_call": 1e3 * took / calls[side], "own_ms_per_call": 1e3 * bookkeeping / calls[side],
+            "overhead": bookkeeping / took, "samples": len(samples[side]), "disturbed": sum(not s.clean for s in samples[side]),
         })  # fmt: skip
     return rows
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["| sampler | side | steps | calls | images/s | ms a call | overhead |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| sampler | side | steps | calls | images/s | ms a call | of it the sampler's | overhead |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         lines.append(
             f"| `{row['sampler']}` | {row['side']} | {row['steps']} | {row['calls']} | {row['images_per_s']:.2f} "
-            f"| {row['ms_per_call']:.1f} | {100 * row['overhead']:+.1f} % |"
+            f"| {row['ms_per_call']:.1f} | {row['own_ms_per_call']:.2f} | {100 * row['overhead']:.1f} % |"
         )
     return "\n".join(lines)
 
@@ -228,17 +245,17 @@ def main() -> None:
         with_k = False
         say(f"k-diffusion is left out: {error}")
     compute = choose(options.device, "fp32", False, say)
-    bench = Bench(compute, options.batch)
+    bench, silent = Bench(compute, options.batch, silent=False), Bench(compute, options.batch, silent=True)
     rows: list[dict[str, Any]] = []
     for name in options.only or PEERS:
-        rows += contest(bench, name, options.rounds, options.cpu, with_k)
+        rows += contest(bench, silent, name, options.rounds, options.cpu, with_k)
         say(page(rows[-3:]).splitlines()[-1])
     found = {"date": time.strftime("%Y-%m-%d %H:%M %z"), "command": shlex.join(["python", *sys.argv]), "results": rows}
     found["hardware"] = hardware(compute)
     print("\n".join(f"{key}: {value}" for key, value in [*found["hardware"].items(), *list(found.items())[:2]]))
     print("", page(rows), sep="\n")
     mine = [row["overhead"] for row in rows if row["side"] == "ours"]
-    print(f"\nours: overhead {100 * min(mine):+.1f} to {100 * max(mine):+.1f} %, median {100 * statistics.median(mine):+.1f} %")
+    print(f"\nours: overhead {100 * min(mine):.1f} to {100 * max(mine):.1f} %, median {100 * statistics.median(mine):.1f} %")
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     assert all(math.isfinite(row["overhead"]) for row in rows)
