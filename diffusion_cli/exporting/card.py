@@ -56,7 +56,8 @@ def _sections(model: Model, story: Story, parcel: Parcel) -> Iterator[str]:
     )
     if story.picture is not None:
         yield f"![samples]({PICTURE})\n\nSamples that the averaged weights drew while training, not chosen."
-    yield f"## Use\n\n{parcel.use}"
+    brought = "What follows runs in this folder; `hf download OWNER/NAME --local-dir DIR` brings one from the hub."
+    yield f"## Use\n\n{brought}\n\n{parcel.use}"
     yield f"## Data\n\n{_table(story.data)}"
     yield f"## Process\n\n{_table(story.process)}"
     yield f"## Network and training\n\n{_table((*story.network, *story.training))}"

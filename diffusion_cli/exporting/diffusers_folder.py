@@ -1,8 +1,8 @@
 """to=diffusers: a folder that diffusers loads with its own classes, network and scheduler, and a pipeline where one fits.
 
-Its pipelines for bare pictures are few. DDIMPipeline and DDPMPipeline tell no label and scale nothing. Another one,
-ConsistencyModelPipeline, is in spite of its name the plain loop: input scaled, label told, step; but FlowMatchEulerDiscreteScheduler, which scales
-nothing, cannot be asked to. Where none fits, the two parts are written, and the card has the loop.
+Its pipelines for bare pictures are few. DDIMPipeline and DDPMPipeline tell no label and scale nothing. Another one, called
+ConsistencyModelPipeline, is in truth the plain loop: input scaled, label told, step; but with FlowMatchEulerDiscreteScheduler,
+which has no scaling to be asked for, it fails. Where none fits, the two parts are written, and the card has the loop.
 """
 
 import tempfile
@@ -78,6 +78,7 @@ def pipeline_for(network: nn.Module, peer: Peer) -> str | None:
 def _of_pipeline(model: Model, network: Any, peer: Peer, pipeline: str) -> str:
     labels = f", class_labels=[{_label(model)}] * 16" if network.config.num_class_embeds is not None else ""
     told = _labels_told(model) if labels else ""
+    clipped = ", use_clipped_model_output=True" if pipeline == "DDIMPipeline" and peer.config["clip_sample"] else ""
     odd = " This pipeline is the plain loop over a scheduler, labels told; nothing here is a consistency model."
     return f"""A pipeline of diffusers, `{pipeline}`: `unet/` is a UNet2DModel, `scheduler/` a {peer.name}.\
 {odd if pipeline == "ConsistencyModelPipeline" else ""}{told}
@@ -88,7 +89,7 @@ from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained(".")
 generator = torch.Generator().manual_seed(0)
-images = pipeline(batch_size=16{labels}, num_inference_steps=50, generator=generator).images
+images = pipeline(batch_size=16{labels}, num_inference_steps=50, generator=generator{clipped}).images
 images[0].save("picture.png")
 ```"""
 

@@ -27,7 +27,7 @@ def folder(model: Model) -> Parcel:
     more = f" {words}" if words else ""
     guided = f"\ndiffusion-sample ckpt=. n=16 label=all guidance=2 out=guided{more}" if model.facts["taught"] else ""
     use = f"""`{group}.safetensors` holds the weights, `config.json` all choices of the run, `manifest.json` a SHA-256 of each.
-In this folder, with `pip install diffusion-cli`:
+With `pip install diffusion-cli`:
 
 ```bash
 diffusion-sample ckpt=. n=16 seed=0 out=pictures{more}{guided}
