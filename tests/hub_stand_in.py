@@ -1,8 +1,5 @@
-"""A stand-in for the Hugging Face hub on this machine: the few questions that huggingface_hub asks to make a repo and push to it.
-
-Shapes of questions and answers as huggingface_hub 1 and 2 send and read them. large: names that the hub wants by LFS, as it does
-for weights; the others come inside the commit.
-"""
+"""A stand-in for the Hugging Face hub on this machine: the few questions that huggingface_hub asks to make a repo and push to
+it, in the shapes in which it sends them and reads the answers."""
 
 import base64
 import hashlib
@@ -15,7 +12,8 @@ from typing import Any
 
 
 class Hub:
-    """What the stand-in was asked and what it holds. token: the only one that it knows; owner: whose it is."""
+    """What the stand-in was asked and what it holds. token: the only one that it knows; owner: whose it is; large: ends of
+    names that it wants by LFS, as the hub does for weights; the others come inside the commit."""
 
     def __init__(self, token: str = "hf_known", owner: str = "me", large: tuple[str, ...] = (".safetensors",)):
         self.token, self.owner, self.large = token, owner, large
@@ -46,7 +44,9 @@ class Hub:
         repo = f"{repo}/{name}".strip("/") if name else repo.strip("/")
         if method == "GET" and not rest:
             known = repo in self.repos
-            return (200, {}, {"id": repo, "siblings": []}) if known else (404, {"X-Error-Code": "RepoNotFound"}, {"error": "no"})
+            return (
+                (200, {}, {"id": repo, "siblings": []}) if known else (404, {"X-Error-Code": "RepoNotFound"}, {"error": "no"})
+            )
         if repo.partition("/")[0] != self.owner:
             return 403, {"X-Error-Message": "You have no right to write here"}, {"error": "You have no right to write here"}
         if rest == "preupload/main":
@@ -87,7 +87,11 @@ class Hub:
                 assert hashlib.sha256(data).hexdigest() == value["oid"] and len(data) == value["size"]
                 self.repos[repo][value["path"]] = data
         oid = hashlib.sha1(str(len(self.messages)).encode()).hexdigest()
-        return 200, {}, {"success": True, "commitOid": oid, "commitUrl": f"{self.address}/{repo}/commit/{oid}", "hookOutput": ""}
+        return (
+            200,
+            {},
+            {"success": True, "commitOid": oid, "commitUrl": f"{self.address}/{repo}/commit/{oid}", "hookOutput": ""},
+        )
 
 
 @contextmanager
