@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tiny import compose, in_child, train
 
 from diffusion_cli import checkpoint, config, storage
 from diffusion_cli.checkpoint import Checkpoint
+from diffusion_cli.commands import export as command
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError, StorageError, UserError
 from diffusion_cli.exporting import export
@@ -457,6 +459,25 @@ def test_a_missing_extra_is_named(to: str, lacking: str, extra: str, monkeypatch
         with pytest.raises(ConfigError, match=rf"^to={to} needs more packages: pip install 'diffusion-cli\[{extra}\]'$"):
             config.check_export(compose("ckpt=x", *words, primary="export"))
     config.check_export(compose("ckpt=x", "to=folder", primary="export"))
+
+
+def test_commands_of_the_pages_are_right(repo: Path) -> None:
+    pages = [page.read_text() for page in (repo / "README.md", *(repo / "docs").glob("*.md"))]
+    found = [line.strip() for text in pages for line in text.splitlines() if line.strip().startswith("diffusion-export ")]
+    found += [example for example, _ in command.EXAMPLES]
+    assert len(found) > 8
+    for line in found:
+        _, *words = shlex.split(re.split(r"\s{2,}|\s#", line)[0])
+        assert config.check_export(compose(*(word.replace("OWNER/NAME", "me/it") for word in words), primary="export")), line
+
+
+def test_help_says_every_setting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["diffusion-export", "--help"])
+    command.main()
+    page = capsys.readouterr().out
+    for key in compose("ckpt=x", primary="export"):
+        assert re.search(rf"^  {key}=\S* +\S", page, re.M), key
+    assert max(map(len, page.splitlines())) <= 128
 
 
 def test_a_mistake_is_answered_before_torch(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ ABOUT = """diffusion-export writes a trained model for use elsewhere, with a mod
 All it needs is the run: ckpt=outputs/<name>. A folder appears whole or not at all; the same command finds it there."""
 
 EXAMPLES = (
-    ("diffusion-export ckpt=outputs/digits out=digits", "a folder for diffusion-sample ckpt=digits: weights, config, card"),
+    ("diffusion-export ckpt=outputs/digits out=digits", "a folder for diffusion-sample ckpt=digits, and a card"),
     ("diffusion-export ckpt=outputs/digits to=diffusers label=none", "a pipeline of diffusers, where all of the model maps"),
     ("diffusion-export ckpt=outputs/digits to=onnx steps=50", "the network for onnxruntime, and the numbers of a walk"),
     ("diffusion-export ckpt=outputs/digits to=torch_export weights=raw", "a .pt2 of the weights as trained"),

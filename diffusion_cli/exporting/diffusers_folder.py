@@ -106,7 +106,7 @@ def _of_parts(model: Model, network: Any, peer: Peer, part: str) -> str:
     why = (
         "its DiTPipeline decodes latents of an autoencoder"
         if transformer
-        else "none of its pipelines tells a label on this path"
+        else "none of its pipelines tells a label on this path (exported with label=none or a class, one fits)"
     )
     return f"""Two parts for diffusers, `{part}/`: a {name}, and `scheduler/`: a {peer.name}. They make no pipeline, for \
 {why}; this is the loop.{_labels_told(model) if model.facts["taught"] else ""}
