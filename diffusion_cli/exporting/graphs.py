@@ -37,11 +37,12 @@ archive: load no .pt2 from a source that you do not trust.
 
 ```python
 import json
+from pathlib import Path
 import torch
 from PIL import Image
 
 network = torch.export.load("network.pt2").module()
-walk = json.load(open("walk.json"))
+walk = json.loads(Path("walk.json").read_text())
 with torch.no_grad():
 {_indented(loop(model, f"network({named})", "torch"))}
 pictures = ((x.clip(-1, 1) + 1) * 127.5).round().byte().numpy()
@@ -74,12 +75,13 @@ With `pip install onnxruntime pillow`:
 
 ```python
 import json
+from pathlib import Path
 import numpy as np
 import onnxruntime
 from PIL import Image
 
 network = onnxruntime.InferenceSession("network.onnx")
-walk = json.load(open("walk.json"))
+walk = json.loads(Path("walk.json").read_text())
 {loop(model, f"network.run(None, {{{fed}}})[0]", "numpy")}
 pictures = ((x.clip(-1, 1) + 1) * 127.5).round().astype("uint8")
 {_saving(model)}

@@ -77,7 +77,9 @@ def _fill(model: nn.Module, found: Checkpoint, prefix: str, weights: str) -> Non
     try:
         there = [word for word, name in names.items() if name in found.groups()]
         if there and weights not in there:
-            raise ConfigError(f"weights={weights}: {found.folder} was exported without them: write weights={there[0]}")
+            raise StorageError(
+                f"{found.folder} cannot be used with weights={weights}, which it was exported without: write weights={there[0]}"
+            )
         tensors = found.tensors(names[weights])
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         model.load_state_dict(own)
