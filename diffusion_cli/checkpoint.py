@@ -41,6 +41,15 @@ class Checkpoint:
     config: dict[str, Any]
     state: dict[str, Any]
 
+    @property
+    def run(self) -> Path:
+        """The run that it belongs to, or the checkpoint itself where it lies alone."""
+        return self.folder.parent.parent if self.folder.parent.name == "checkpoints" else self.folder
+
+    def groups(self) -> list[str]:
+        """Which of weights, average, optimizer and trainer there are: an exported checkpoint has one of the first two."""
+        return [Path(name).stem for name in _manifest(self.folder)["files"] if name.endswith(".safetensors")]
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """weights, average, optimizer or trainer. Raises Damaged."""
         data = _verified(self.folder, f"{name}.safetensors", _manifest(self.folder)["files"])
@@ -54,6 +63,19 @@ def save(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], state: Mapping[str, Any]
 ) -> Path:
     """Writes checkpoint number `step` into the folder of checkpoints and returns its path. Raises StorageError."""
+    files = packed(step, tensors, config, state)
+    path = folder / f"step_{step:08d}"
+    storage.make_folder(folder)
+    if path.exists():  # of an earlier attempt at this very step, and damaged: a good one would have been continued from
+        storage.remove(path)
+    storage.commit(path, files)
+    return path
+
+
+def packed(
+    step: int, tensors: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], state: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """The files of a checkpoint by name, the manifest last: what is cut short lacks it."""
     files = {
         f"{name}.safetensors": safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in group.items()})
         for name, group in tensors.items()
@@ -61,12 +83,7 @@ def save(
     files |= {"config.json": _json(config), "state.json": _json(state)}
     listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
     files[_MANIFEST] = _json({"format": FORMAT, "program": f"diffusion_cli {__version__}", "step": step, "files": listed})
-    path = folder / f"step_{step:08d}"
-    storage.make_folder(folder)
-    if path.exists():  # of an earlier attempt at this very step, and damaged: a good one would have been continued from
-        storage.remove(path)
-    storage.commit(path, files)
-    return path
+    return files
 
 
 def load(folder: Path) -> Checkpoint:

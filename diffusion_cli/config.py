@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,39 @@ def check_evaluate(node: dict[str, Any]) -> settings.Evaluate:
     if wrong:
         raise ConfigError("\n".join(wrong))
     return settings.Evaluate(**_tuples(node))
+
+
+# what a form of export needs beyond the program itself: package -> the extra that brings it
+_EXTRAS = {"diffusers": {"diffusers": "diffusers"}, "onnx": {"onnx": "onnx", "onnxscript": "onnx"}}
+_WALKED = ("onnx", "torch_export")  # forms that carry a walk beside the network
+
+
+def check_export(node: dict[str, Any]) -> settings.Export:
+    """Settings of an export from the composed config. Raises ConfigError with a line for everything that is wrong."""
+    node = _with_ckpt(node)
+    for word in ("repo", "licence"):
+        node[word] = str(node[word]) if isinstance(node.get(word), int | float) else node.get(word)
+    wrong = _root(node, "Export", set())
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    asked = settings.Export(**_tuples(node))
+    if asked.to == "hub" and asked.repo is None:
+        wrong.append("to=hub needs a place there: repo=OWNER/NAME")
+    if asked.to != "hub" and asked.repo is not None:
+        wrong.append(f"repo={asked.repo} is about the hub: write to=hub repo={asked.repo} form={asked.to}")
+    if asked.repo is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", asked.repo):
+        wrong.append(f"repo is {asked.repo}: a place on the hub is OWNER/NAME")
+    if asked.licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", asked.licence):
+        wrong.append(f"licence is {asked.licence}: the hub's short names are meant, such as apache-2.0, mit or cc-by-4.0")
+    if asked.label is not None and asked.written != "diffusers":
+        wrong.append(f"label={asked.label} is told for good to a network of diffusers alone: to=diffusers")
+    if asked.steps is not None and asked.written not in _WALKED:
+        wrong.append(f"steps={asked.steps} is about the walk beside a network: to={' or to='.join(_WALKED)}")
+    lacking = {extra for name, extra in _EXTRAS.get(asked.written, {}).items() if find_spec(name) is None}
+    wrong += [f"to={asked.written} needs more packages: pip install 'diffusion-cli[{extra}]'" for extra in sorted(lacking)]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return asked
 
 
 def _with_ckpt(node: dict[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,28 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Export:
+    """The root of export.yaml."""
+
+    ckpt: str
+    to: Literal["folder", "diffusers", "safetensors", "onnx", "torch_export", "hub"]
+    out: str | None
+    weights: Literal["ema", "raw"]
+    label: str | int | None
+    steps: PositiveInt | None
+    licence: str | None
+    repo: str | None
+    form: Literal["folder", "diffusers", "safetensors", "onnx", "torch_export"]
+    private: bool
+    trust: tuple[str, ...]
+
+    @property
+    def written(self) -> str:
+        """What lies in the folder: `to`, and for the hub the form that is pushed there."""
+        return self.form if self.to == "hub" else self.to
+
+
+@dataclass(frozen=True)
 class Request:
     """What is asked of a checkpoint, all checked: the words, and the nodes of what they name.
 

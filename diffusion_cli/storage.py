@@ -81,14 +81,23 @@ def remove(path: Path) -> None:
 
 
 def commit(folder: Path, files: Mapping[str, bytes]) -> None:
-    """A folder with these files, in their order, all of them or none: written under another name, synced, then renamed."""
+    """A folder with these files, in their order, all of them or none: written under another name, synced, then renamed.
+
+    A name may have one folder in it: "unet/config.json".
+    """
     temporary = folder.with_name(f".{folder.name}.tmp")
     if temporary.exists():
         remove(temporary)
     make_folder(temporary)
+    folders = [temporary]
     for name, data in files.items():
-        _write_synced(temporary / name, data)
-    _sync_folder(temporary)
+        path = temporary / name
+        if path.parent not in folders:
+            make_folder(path.parent)
+            folders.append(path.parent)
+        _write_synced(path, data)
+    for inside in reversed(folders):
+        _sync_folder(inside)
     rename(temporary, folder)
 
 

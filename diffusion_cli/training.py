@@ -66,7 +66,8 @@ def train(plan: Plan) -> dict[str, float]:
             run.write("skipped.json", json.dumps([s._asdict() for s in pictures.skipped], indent=1).encode())
         if start is not None:
             say(f"going on from step {start.step:,}" + (f" of {settings.end:,}" if settings.end is not None else ""))
-        saved = {"config": _plain(node), "facts": dict(facts)}
+        sizes = {"train": len(pictures), "test": 0 if held_out is None else len(held_out)}
+        saved = {"config": _plain(node), "facts": dict(facts), "pictures": sizes}
         trainer = Trainer(
             objective,
             Batches(pictures, settings.batch, root.seed, dataset.flip, compute.device),

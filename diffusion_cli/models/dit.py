@@ -9,6 +9,8 @@ Peebles and Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2
 identity inside and answers 0. Cost grows with the square of the number of patches: patch size 4 is many times faster than 2.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
@@ -69,6 +71,7 @@ class DiTBlock(nn.Module):
 
 class DiT(Network):
     """patch_size: pixels along a patch's side. mlp_ratio: hidden width of the MLP over the width. dropout: in the MLP.
+    time_shift: see time_embedding.py; 0 is the paper's code, 1 that of diffusers, into which such a network can be exported.
 
     ValueError: patches that do not tile the picture, heads that do not divide the width, a width no multiple of 4.
     """
@@ -85,6 +88,7 @@ class DiT(Network):
         heads: PositiveInt = 4,
         mlp_ratio: PositiveFloat = 4.0,
         dropout: Rate = 0.0,
+        time_shift: Literal[0, 1] = 0,
     ):
         super().__init__(channels, image_size, num_classes, hint_channels)
         if image_size % patch_size != 0:
@@ -99,7 +103,7 @@ class DiT(Network):
         self.patch_size = patch_size
         self.rows = image_size // patch_size
         self.patches_in = nn.Linear((channels + hint_channels) * patch_size**2, width)
-        self.time_embedding = TimeEmbedding(TIME_WAVES, width)
+        self.time_embedding = TimeEmbedding(TIME_WAVES, width, "cos_sin", time_shift)
         self.class_embedding = self.class_table(width)
         self.blocks = nn.ModuleList(DiTBlock(width, heads, round(width * mlp_ratio), dropout) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)

@@ -45,7 +45,7 @@ def load_denoiser(found: Checkpoint, weights: str, trust: tuple[str, ...] = ()) 
     if "denoiser" not in _parts(found, trust):
         raise ConfigError(
             f"{found.folder} is no denoiser but a classifier: it makes no pictures, it guides those of another run with "
-            f"guidance=classifier guidance.ckpt={_run(found)}"
+            f"guidance=classifier guidance.ckpt={found.run}"
         )
     denoiser = denoiser_of(found.config["config"], found.config["facts"], trust)
     _fill(denoiser, found, "denoiser.", weights)
@@ -71,16 +71,16 @@ def _parts(found: Checkpoint, trust: tuple[str, ...]) -> list[str]:
     return parts_of(node, trust)
 
 
-def _run(found: Checkpoint) -> Path:
-    """The run of a checkpoint, or the checkpoint itself where it lies alone."""
-    return found.folder.parent.parent if found.folder.parent.name == "checkpoints" else found.folder
-
-
 def _fill(model: nn.Module, found: Checkpoint, prefix: str, weights: str) -> None:
     """Loads what the objective kept under that prefix, for asking alone."""
-    name = {"ema": "average", "raw": "weights"}[weights]
+    names = {"ema": "average", "raw": "weights"}
     try:
-        tensors = found.tensors(name)
+        there = [word for word, name in names.items() if name in found.groups()]
+        if there and weights not in there:
+            raise StorageError(
+                f"{found.folder} cannot be used with weights={weights}, which it was exported without: write weights={there[0]}"
+            )
+        tensors = found.tensors(names[weights])
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         model.load_state_dict(own)
     except (Damaged, RuntimeError) as error:

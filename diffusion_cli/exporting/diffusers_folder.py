@@ -1,0 +1,140 @@
+"""to=diffusers: a folder that diffusers loads with its own classes, network and scheduler, and a pipeline where one fits.
+
+Its pipelines for bare pictures are few. DDIMPipeline and DDPMPipeline tell no label and scale nothing. Another one, called
+ConsistencyModelPipeline, is in truth the plain loop: input scaled, label told, step; but with FlowMatchEulerDiscreteScheduler,
+which has no scaling to be asked for, it fails. Where none fits, the two parts are written, and the card has the loop.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from diffusion_cli.build import build
+from diffusion_cli.errors import ConfigError
+from diffusion_cli.exporting import diffusers_models, diffusers_schedulers
+from diffusion_cli.exporting.diffusers_schedulers import Peer
+from diffusion_cli.exporting.parcel import Model, Parcel
+from diffusion_cli.samplers import Sampler
+from diffusion_cli.sampling.labels import classes_of
+from diffusion_cli.vision import mend_torchvision
+
+NO_LABEL = "none"  # the word for the null label
+
+
+def diffusers(model: Model) -> Parcel:
+    """Raises ConfigError for what has no counterpart there."""
+    mend_torchvision()
+    import diffusers
+
+    sampler = build(model.node["sampler"], Sampler, "sampler", trust=model.settings.trust)
+    peer = diffusers_schedulers.peer_of(model.denoiser.prediction, sampler.clip)
+    network = diffusers_models.peer_of(model.denoiser.network, model.node["model"], label_of(model))
+    scheduler = getattr(diffusers, peer.name)(**peer.config)
+    pipeline = pipeline_for(network, peer)
+    part = "unet" if isinstance(network, diffusers.UNet2DModel) else "transformer"
+    with tempfile.TemporaryDirectory() as place:
+        if pipeline is not None:
+            getattr(diffusers, pipeline)(unet=network, scheduler=scheduler).save_pretrained(place)
+        else:
+            network.save_pretrained(f"{place}/{part}")  # type: ignore[operator]
+            scheduler.save_pretrained(f"{place}/scheduler")
+        paths = [path for path in sorted(Path(place).rglob("*")) if path.is_file()]
+        files = {path.relative_to(place).as_posix(): path.read_bytes() for path in paths}
+    use = _of_pipeline(model, network, peer, pipeline) if pipeline else _of_parts(model, network, peer, part)
+    limits = () if peer.note is None else (peer.note,)
+    tag = (f"diffusers:{pipeline}",) if pipeline else ()
+    return Parcel(files, use, "diffusers", ("safetensors", *tag), limits)
+
+
+def label_of(model: Model) -> int | None:
+    """The label to be told for good, by number; None where labels stay open. Raises ConfigError."""
+    said, facts = model.settings.label, model.facts
+    if said is None:
+        return None
+    if facts["taught"] and str(said) == NO_LABEL and NO_LABEL not in facts["classes"]:
+        if not model.node["objective"].get("label_dropout"):
+            raise ConfigError("label=none: this network was always told a class (objective.label_dropout=0); name one")
+        return model.denoiser.network.num_classes
+    found = classes_of(said, facts) or []
+    if len(found) != 1:
+        raise ConfigError(f"label={said}: a single class is told for good, or none")
+    return found[0]
+
+
+def pipeline_for(network: nn.Module, peer: Peer) -> str | None:
+    """The name of the pipeline whose loop asks this network as it was trained, with this scheduler."""
+    config: Any = network.config
+    if "num_class_embeds" not in config:  # a transformer: DiTPipeline decodes latents of an autoencoder, and these are pixels
+        return None
+    if peer.scales or (config.num_class_embeds is not None and peer.name == "DDIMScheduler"):
+        return "ConsistencyModelPipeline"
+    if config.num_class_embeds is not None:
+        return None
+    return "DDIMPipeline" if peer.name == "DDIMScheduler" else "DDPMPipeline"
+
+
+def _of_pipeline(model: Model, network: Any, peer: Peer, pipeline: str) -> str:
+    labels = f", class_labels=[{_label(model)}] * 16" if network.config.num_class_embeds is not None else ""
+    told = _labels_told(model) if labels else ""
+    clipped = ", use_clipped_model_output=True" if pipeline == "DDIMPipeline" and peer.config["clip_sample"] else ""
+    odd = " This pipeline is the plain loop over a scheduler, labels told; nothing here is a consistency model."
+    return f"""A pipeline of diffusers, `{pipeline}`: `unet/` is a UNet2DModel, `scheduler/` a {peer.name}.\
+{odd if pipeline == "ConsistencyModelPipeline" else ""}{told}
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained(".")
+generator = torch.Generator().manual_seed(0)
+images = pipeline(batch_size=16{labels}, num_inference_steps=50, generator=generator{clipped}).images
+images[0].save("picture.png")
+```"""
+
+
+def _of_parts(model: Model, network: Any, peer: Peer, part: str) -> str:
+    name, transformer = type(network).__name__, part == "transformer"
+    tells = transformer or network.config.num_class_embeds is not None
+    labels = f"\nlabels = torch.full((16,), {_label(model)})" if tells else ""
+    time = "timestep=t.expand(16)" if transformer else "t"
+    told = ", class_labels=labels" if tells else ""
+    asked = f"network({'scheduler.scale_model_input(x, t)' if peer.scales else 'x'}, {time}{told})"
+    start = "scheduler.init_noise_sigma * " if peer.scales else ""
+    shape = ", ".join(map(str, (16, *model.shape)))
+    why = (
+        "its DiTPipeline decodes latents of an autoencoder"
+        if transformer
+        else "none of its pipelines tells a label on this path (exported with label=none or a class, one fits)"
+    )
+    return f"""Two parts for diffusers, `{part}/`: a {name}, and `scheduler/`: a {peer.name}. They make no pipeline, for \
+{why}; this is the loop.{_labels_told(model) if model.facts["taught"] else ""}
+
+```python
+import torch
+from diffusers import {peer.name}, {name}
+from PIL import Image
+
+network = {name}.from_pretrained("{part}")
+scheduler = {peer.name}.from_pretrained("scheduler")
+scheduler.set_timesteps(50)
+x = {start}torch.randn({shape}, generator=torch.Generator().manual_seed(0)){labels}
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        F = {asked}.sample
+        x = scheduler.step(F, t, x).prev_sample
+pictures = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+Image.fromarray(pictures[0{", :, :, 0" if model.shape[0] == 1 else ""}]).save("picture.png")
+```"""
+
+
+def _label(model: Model) -> int:
+    told = model.facts["taught"]
+    return told[-1] if told else 0
+
+
+def _labels_told(model: Model) -> str:
+    names = model.facts["classes"]
+    few = ", ".join(f"{k} {names[k]}" if str(k) != names[k] else names[k] for k in model.facts["taught"][:20])
+    return f" Labels: {few}; {len(names)} is no label."

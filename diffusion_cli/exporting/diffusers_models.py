@@ -1,0 +1,133 @@
+"""Our networks as classes of diffusers with the same weights, where both compute the same; else the reason why not."""
+
+import re
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_cli.errors import ConfigError
+from diffusion_cli.models import DiT, UNet
+from diffusion_cli.models.diffusers_names import renamed
+from diffusion_cli.models.network import Network
+
+
+def peer_of(network: Network, node: Mapping[str, Any], label: int | None) -> nn.Module:
+    """node: the network's own config. label: a label to be told for good, or None. Raises ConfigError."""
+    name = type(network).__name__
+    if type(network) not in _MAKERS:
+        known = " and ".join(cls.__name__ for cls in _MAKERS)
+        raise ConfigError(
+            f"to=diffusers: diffusers has no {name}: {known} map; to=folder, onnx and torch_export take any network"
+        )
+    if network.hint_channels:
+        raise ConfigError(
+            "to=diffusers: this network is self-conditioned, and no pipeline of diffusers feeds it its answer before"
+        )
+    defaults = {key: parameter.default for key, parameter in signature(type(network)).parameters.items()}
+    return _MAKERS[type(network)](network, {**defaults, **node}, label).eval()
+
+
+def _unet(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Module:
+    """UNet2DModel, which differs in names alone. A label told for good is a constant of the time embedding."""
+    from diffusers import UNet2DModel
+
+    levels = range(len(keys["multipliers"]))
+    attend = [level in keys["attention_levels"] for level in levels]
+    open_labels = network.num_classes and label is None
+    peer = UNet2DModel(
+        sample_size=network.image_size,
+        in_channels=network.channels,
+        out_channels=network.channels,
+        block_out_channels=tuple(keys["width"] * m for m in keys["multipliers"]),
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attend),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)),
+        layers_per_block=keys["blocks"],
+        attention_head_dim=keys["head_width"],
+        dropout=keys["dropout"],
+        norm_num_groups=keys["groups"],
+        norm_eps=keys["norm_eps"],
+        flip_sin_to_cos=keys["time_order"] == "cos_sin",
+        freq_shift=keys["time_shift"],
+        downsample_padding={"end": 0, "both": 1}[keys["downsample_padding"]],
+        num_class_embeds=network.num_classes + 1 if open_labels else None,
+    )
+    ours = dict(network.state_dict())
+    if label is not None:
+        ours["time_embedding.linear2.bias"] = ours["time_embedding.linear2.bias"] + ours["class_embedding.weight"][label]
+    peer.load_state_dict({name: ours[renamed(name)] for name in peer.state_dict()})
+    return peer
+
+
+def _dit(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Module:
+    """DiTTransformer2DModel: it keeps the embeddings of time and label in every block, and is always told a label."""
+    from diffusers import DiTTransformer2DModel
+
+    assert isinstance(network, DiT)
+    width = keys["width"]
+    if network.time_embedding.shift != 1:
+        raise ConfigError(
+            "to=diffusers: diffusers' DiT is told time by waves of other frequencies, 10000^(-i / 127) for 10000^(-i / 128): "
+            "what maps is trained with model.time_shift=1"
+        )
+    if round(width * keys["mlp_ratio"]) != 4 * width:
+        raise ConfigError(f"to=diffusers: model.mlp_ratio is {keys['mlp_ratio']:g}, and diffusers' DiT has 4")
+    if label is not None:
+        raise ConfigError(
+            f"to=diffusers: label={label} cannot be told for good to diffusers' DiT, which is always asked with one"
+        )
+    peer = DiTTransformer2DModel(
+        num_attention_heads=keys["heads"],
+        attention_head_dim=width // keys["heads"],
+        in_channels=network.channels,
+        num_layers=keys["depth"],
+        dropout=keys["dropout"],
+        sample_size=network.image_size,
+        patch_size=network.patch_size,
+        num_embeds_ada_norm=max(network.num_classes, 1),
+        norm_eps=1e-6,
+    )
+    peer.load_state_dict(_dit_weights(network, peer))
+    return peer
+
+
+def _dit_weights(network: DiT, peer: nn.Module) -> dict[str, Tensor]:
+    """Ours under their names: q, k and v apart, patches as a convolution, and their pixels before their channels."""
+    p, c = network.patch_size, network.channels
+    ours = dict(network.state_dict())
+    if network.class_embedding is None:  # any label is told, and says nothing
+        ours["class_embedding.weight"] = torch.zeros(2, network.patches_in.out_features)
+    weights = {"pos_embed.proj.weight": ours["patches_in.weight"].unflatten(1, (c, p, p))}
+    for end in ("weight", "bias"):
+        weights[f"proj_out_2.{end}"] = ours[f"patches_out.{end}"].unflatten(0, (c, p, p)).movedim(0, 2).flatten(0, 2)
+    for theirs in peer.state_dict():
+        block, _, place = theirs.removeprefix("transformer_blocks.").partition(".")
+        if (part := re.fullmatch(r"attn1\.to_([qkv])\.(\w+)", place)) is not None:
+            whole = ours[f"blocks.{block}.attention.qkv.{part[2]}"]
+            weights[theirs] = whole.chunk(3, dim=0)["qkv".index(part[1])].clone()
+        elif theirs not in weights:
+            weights[theirs] = ours[_dit_name(theirs)]
+    return weights
+
+
+_DIT_RENAMES = (  # theirs -> ours, in this order
+    (r"^transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder\.linear_(\d)", r"time_embedding.linear\1"),
+    (r"^transformer_blocks\.\d+\.norm1\.emb\.class_embedder\.embedding_table", "class_embedding"),
+    (r"^transformer_blocks\.(\d+)\.norm1\.linear", r"blocks.\1.modulation"),
+    (r"^transformer_blocks\.(\d+)\.attn1\.to_out\.0", r"blocks.\1.attention.out"),
+    (r"^transformer_blocks\.(\d+)\.ff\.net\.0\.proj", r"blocks.\1.mlp.0"),
+    (r"^transformer_blocks\.(\d+)\.ff\.net\.2", r"blocks.\1.mlp.3"),
+    (r"^pos_embed\.proj", "patches_in"),
+    (r"^proj_out_1", "modulation_out"),
+)
+
+
+def _dit_name(theirs: str) -> str:
+    for pattern, replacement in _DIT_RENAMES:
+        theirs = re.sub(pattern, replacement, theirs)
+    return theirs
+
+
+_MAKERS: dict[type[Network], Callable[[Network, Mapping[str, Any], int | None], nn.Module]] = {UNet: _unet, DiT: _dit}

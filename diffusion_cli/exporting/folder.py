@@ -1,0 +1,85 @@
+"""to=folder: a checkpoint for asking alone, which diffusion-sample reads. to=safetensors: the network's weights in one file.
+
+Both hold the config in full, but no path of the machine where it was trained: of a path only the last part is carried.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.torch
+
+from diffusion_cli import checkpoint
+from diffusion_cli.exporting.parcel import Model, Parcel
+
+_GROUP = {"ema": "average", "raw": "weights"}
+
+
+def folder(model: Model) -> Parcel:
+    """The weights that were asked for, without optimizer and trainer: no run goes on from it."""
+    found, weights = model.found, model.settings.weights
+    group = _GROUP[weights]
+    own = {name: value for name, value in found.tensors(group).items() if name.startswith("denoiser.")}
+    state = {key: found.state[key] for key in ("step", "images", "seconds") if key in found.state}
+    files = checkpoint.packed(found.step, {group: own}, {**found.config, "config": portable(model.node)}, state)
+    words = " ".join(filter(None, ["weights=raw" if weights == "raw" else "", f"'{model.trust}'" if model.trust else ""]))
+    more = f" {words}" if words else ""
+    guided = f"\ndiffusion-sample ckpt=. n=16 label=all guidance=2 out=guided{more}" if model.facts["taught"] else ""
+    use = f"""`{group}.safetensors` holds the weights, `config.json` all choices of the run, `manifest.json` a SHA-256 of each.
+With `pip install diffusion-cli`:
+
+```bash
+diffusion-sample ckpt=. n=16 seed=0 out=pictures{more}{guided}
+```
+
+From Python, a denoiser that answers `denoiser(x, t, labels) -> x0`, t from 0 (data) to 1 (noise):
+
+```python
+from pathlib import Path
+from diffusion_cli.sampling.finding import find, load_denoiser
+
+denoiser = load_denoiser(find(Path(".")), "{weights}"{_trusted(model)})
+```"""
+    return Parcel(files, use, "diffusion-cli", ("safetensors",))
+
+
+def safetensors_file(model: Model) -> Parcel:
+    """model.safetensors: the network's own names; the config and the facts of the data in its header."""
+    about = {"config": portable(model.node), "facts": model.facts, "weights": model.settings.weights, "step": model.found.step}
+    tensors = {name: value.contiguous() for name, value in model.denoiser.network.state_dict().items()}
+    data = safetensors.torch.save(tensors, {"format": "pt", "diffusion_cli": json.dumps(about)})
+    use = f"""`model.safetensors` holds the network's weights, and in its header the config, as JSON under `diffusion_cli`.
+With `pip install diffusion-cli` it is a denoiser again, `denoiser(x, t, labels) -> x0`, t from 0 (data) to 1 (noise):
+
+```python
+import json
+from safetensors import safe_open
+from diffusion_cli.assembly import denoiser_of
+
+with safe_open("model.safetensors", "pt") as file:
+    about = json.loads(file.metadata()["diffusion_cli"])
+    weights = {{name: file.get_tensor(name) for name in file.keys()}}
+denoiser = denoiser_of(about["config"], about["facts"]{_trusted(model)}).eval()
+denoiser.network.load_state_dict(weights)
+```"""
+    return Parcel({"model.safetensors": data}, use, "diffusion-cli", ("safetensors",))
+
+
+def _trusted(model: Model) -> str:
+    return f", {model.settings.trust!r}" if model.settings.trust else ""
+
+
+def portable(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config without the folders of this machine: /home/me/pictures becomes pictures."""
+    return {key: _without_folders(value) for key, value in node.items()}
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return portable(value)
+    if isinstance(value, list):
+        return [_without_folders(one) for one in value]
+    if isinstance(value, str) and re.match(r"[/~\\]|[A-Za-z]:[/\\]", value):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return value

@@ -1,0 +1,51 @@
+"""What every form of export starts from, and what it makes: files, and the words of the model card that are about them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffusion_cli.assembly import Facts
+from diffusion_cli.checkpoint import Checkpoint
+from diffusion_cli.denoiser import Denoiser
+from diffusion_cli.settings import Export
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained denoiser in evaluation mode on the CPU, with the checkpoint that it comes from and what is asked of it."""
+
+    found: Checkpoint
+    denoiser: Denoiser
+    settings: Export
+
+    @property
+    def node(self) -> dict[str, Any]:
+        """The run's whole config."""
+        node: dict[str, Any] = self.found.config["config"]
+        return node
+
+    @property
+    def facts(self) -> Facts:
+        facts: Facts = self.found.config["facts"]
+        return facts
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a picture: channels, height, width."""
+        return self.facts["channels"], self.facts["image_size"], self.facts["image_size"]
+
+    @property
+    def trust(self) -> str:
+        """The word that lets a command build the classes of the user's own packages; empty where there is no need."""
+        return f"trust=[{','.join(self.settings.trust)}]" if self.settings.trust else ""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """files: by name, a name with at most one folder in it. use: Markdown, how to load them. library: what loads them, in the
+    hub's words. limits: what does not hold of the model in this form."""
+
+    files: dict[str, bytes]
+    use: str
+    library: str
+    tags: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
