@@ -202,15 +202,6 @@ def _keys(primary: str, argv: Sequence[str], unknown: str) -> list[str]:
     return [*settings.flat(OmegaConf.to_container(composed)), *groups]  # type: ignore[arg-type]
 
 
-def swept_keys(argv: Sequence[str]) -> set[str]:
-    """The keys that a sweep gives several values."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parser = OverridesParser.create()
-    found = [parser.parse_override(word) for word in overrides(argv) if _parses(word)]
-    return {override.key_or_group for override in found if override.is_sweep_override()}
-
-
 def folder_name(words: Sequence[str]) -> str:
     """A readable name for a folder from key=value words: never with = or , in it."""
     parts = []

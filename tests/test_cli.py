@@ -361,19 +361,6 @@ def test_overrides_are_told_from_flags() -> None:
     assert cli.is_multirun(["a=1", "-m"]) and cli.is_multirun(["--multirun"]) and not cli.is_multirun(["m=1"])
 
 
-def test_swept_keys() -> None:
-    words = [
-        "seed=1,2",
-        "trainer.steps=5",
-        "optimizer.lr=range(1,3)",
-        "dataset.classes=[1,2]",
-        "schedule=choice(a,b)",
-        "name='x,y'",
-        "broken=[1",
-    ]
-    assert cli.swept_keys(["-m", *words]) == {"seed", "optimizer.lr", "schedule"}
-
-
 @given(st.lists(st.tuples(st.sampled_from(["seed", "a.b", "loss/times"]), st.text(max_size=80)), max_size=5))
 def test_folder_names_are_safe(pairs: list[tuple[str, str]]) -> None:
     name = cli.folder_name([f"{key}={value}" for key, value in pairs])
