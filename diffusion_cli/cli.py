@@ -183,6 +183,9 @@ def _parses(word: str) -> bool:
 
 def _keys(primary: str, argv: Sequence[str], unknown: str) -> list[str]:
     """Every key and group that the command knows, composed without the word that it does not."""
+    if unknown.startswith("hydra."):
+        files = [(path.parent.name, path.read_text(encoding="utf-8")) for path in (config.CONFIGS / "hydra").glob("*/*.yaml")]
+        return sorted({f"hydra.{part}.{key}" for part, text in files for key in re.findall(r"^([a-z]+):", text, re.M)})
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf

@@ -1,4 +1,4 @@
-"""What Hydra finds of this package: a launcher and sweepers. Hydra takes plugins from the namespace package hydra_plugins alone.
+"""What Hydra finds of this package: a launcher and sweepers. It takes plugins from the namespace package hydra_plugins alone.
 
 Every Hydra application in the environment reads this file when it starts, so it imports next to nothing: the work is in
 diffusion_cli/sweeps, the words and their meaning in configs/hydra.

@@ -21,6 +21,8 @@ from diffusion_cli.sweeps.jobs import Job, figure, labels, standing
 from diffusion_cli.sweeps.pool import Ended
 from diffusion_cli.sweeps.settings import Processes, Sweeper
 
+MANY = 20  # jobs whose check takes long enough to be announced
+
 
 class Guide(Protocol):
     """Who says what runs next, and whether what runs is worth its time: a study (study.py), or a list and nothing else."""
@@ -68,6 +70,8 @@ class Sweep:
     def listed(self, lists: Sequence[Mapping[str, str]]) -> list[Job]:
         """A job for each, all checked: what is wrong with any is said before the first begins."""
         found, wrong = list[Job](), list[str]()
+        if len(lists) > MANY:
+            say(f"checking {len(lists)} jobs")
         for number, (values, label) in enumerate(zip(lists, labels(lists), strict=True)):
             try:
                 found.append(self.job(number, values, label))
@@ -94,7 +98,10 @@ class Sweep:
         for job in jobs:
             if standings[job.number] == "finished":
                 say(f"  [{job.number + 1}/{len(jobs)}] finished before: {job.folder.name}{_figure(job, self.words.metric)}")
-        self.run(_List(todo), len(jobs), batch=len(todo))
+        if todo:
+            self.run(_List(todo), len(jobs), batch=len(todo))
+        else:
+            self._say_table()
 
     def run(self, guide: Guide, total: int, batch: int) -> None:
         """Runs what the guide says, then ranks what there is. batch: jobs that are sent off together by other launchers.
@@ -113,9 +120,7 @@ class Sweep:
                     table.write_table(self.folder)
         finally:
             lock.close()
-            text = table.write_table(self.folder)
-            if text:
-                say(f"\n{text}\n\n{path_in_words(self.folder / 'sweep.csv')}")
+            self._say_table()
         if unfinished:
             raise UserError(f"{len(unfinished)} of {total} jobs did not finish: the same command tries them again")
 
@@ -150,6 +155,11 @@ class Sweep:
                 status = status_of(job.folder)
                 state = status.get("state", "failed")
                 yield Ended(job, "failed" if state == "running" else state, str(status.get("reason", "it left no word")), 0.0)
+
+    def _say_table(self) -> None:
+        text = table.write_table(self.folder)
+        if text:
+            say(f"\n{text}\n\n{path_in_words(self.folder / 'sweep.csv')}")
 
     def _say_end(self, end: Ended, total: int) -> None:
         took = f" after {end.seconds:.0f} s" if end.seconds else ""
