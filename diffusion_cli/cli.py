@@ -144,6 +144,8 @@ def _in_our_words(error: Exception, primary: str, argv: list[str]) -> str:
         # a key of an experiment's file is named in full by OmegaConf
         full = re.search(r"full_key: (\S+)", text)
         key = full[1] if full else key
+        if key.startswith("hydra.sweeper.params."):
+            return f"{key}: the command line says what is swept without that prefix: {key.split('.', 3)[3]}=..."
         known = _keys(primary, argv, key)
         where = re.search(r"In '([^']+)'", text)
         source = f"{where[1]}: " if where else ""

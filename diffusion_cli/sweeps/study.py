@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_cli import storage
+from diffusion_cli.cli import path_in_words
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.settings import Trainer, frozen_changes
 from diffusion_cli.signatures import did_you_mean
@@ -46,6 +47,8 @@ def search(sweep: Sweep) -> None:
             study.enqueue_trial(point)
     if sweep.processes is None and words.pruner != "none":
         say(f"  {type(sweep.launcher).__name__} runs its jobs to their ends: pruning needs hydra/launcher=processes")
+    made = len({trial.user_attrs["run"] for trial in study.trials if "run" in trial.user_attrs and trial.state.is_finished()})
+    say(f"{path_in_words(sweep.folder)}: {total} trials" + f", {made} made before" * bool(made))
     sweep.run(Trials(study, sweep, words, int(total)), int(total), words.batch)
 
 

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -70,8 +71,9 @@ def write_table(folder: Path) -> str:
     file = io.StringIO()
     csv.writer(file).writerows(cells)
     storage.write(folder / "sweep.csv", file.getvalue().encode())
-    widths = [max(len(row[i]) for row in cells) for i in range(len(keys))]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+    shown = [[_short(text) for text in row] for row in cells]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(keys))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in shown)
 
 
 def rank(status: Mapping[str, Any], metric: str | None, direction: str) -> tuple[int, float]:
@@ -93,8 +95,19 @@ def _row(run: Path, status: Mapping[str, Any], given: Mapping[str, str], swept: 
     row |= {f"swept.{key}": given[key] if key in given else cell(config, key) for key in swept}
     row |= {f"figures.{key}": f"{value:.5g}" for key, value in status.get("figures", {}).items()}
     if status["state"] != "finished" and status.get("reason"):
-        row["reason"] = str(status["reason"]).splitlines()[0][:100]
+        row["reason"] = str(status["reason"]).splitlines()[0]
     return row
+
+
+def _short(text: str) -> str:
+    """Of a number as many digits as tell; of a reason its beginning: the file has the rest."""
+    return (
+        f"{float(text):.5g}"
+        if re.fullmatch(r"-?\d*\.\d{6,}(e-?\d+)?", text)
+        else text
+        if len(text) <= 80
+        else text[:77] + "..."
+    )
 
 
 def _write(folder: Path, said: Record) -> None:
