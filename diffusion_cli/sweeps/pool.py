@@ -25,6 +25,7 @@ from diffusion_cli.sweeps.jobs import Job
 from diffusion_cli.sweeps.machine import Slot, memory_kills
 
 POLL = 0.05  # seconds
+COMMAND = ("-m", "diffusion_cli.commands.job")  # of one job, to this Python
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _start(job: Job, slot: Slot) -> _Running:
     if slot.gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
     here = not {"", os.getcwd()} & set(sys.path)  # -m would put this folder first in the search for modules
-    command = [sys.executable, *["-P"] * here, "-m", "diffusion_cli.commands.job", str(job.folder)]
+    command = [sys.executable, *["-P"] * here, *COMMAND, str(job.folder)]
     kills, log = memory_kills(), (job.folder / "job.log").open("ab")
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True

@@ -165,7 +165,7 @@ class Sweep:
         took = f" after {end.seconds:.0f} s" if end.seconds else ""
         tail = _figure(end.job, self.words.metric) if end.state == "finished" else f": {end.reason}"
         say(f"  [{end.job.number + 1}/{total}] {end.state}{took}: {end.job.folder.name}{tail}")
-        if end.state == "failed":
+        if end.state == "failed" and self.processes is not None:
             say(f"      see {path_in_words(end.job.folder / 'job.log')}")
 
 

@@ -101,13 +101,9 @@ def _row(run: Path, status: Mapping[str, Any], given: Mapping[str, str], swept: 
 
 def _short(text: str) -> str:
     """Of a number as many digits as tell; of a reason its beginning: the file has the rest."""
-    return (
-        f"{float(text):.5g}"
-        if re.fullmatch(r"-?\d*\.\d{6,}(e-?\d+)?", text)
-        else text
-        if len(text) <= 80
-        else text[:77] + "..."
-    )
+    if re.fullmatch(r"-?\d*\.\d{6,}(e-?\d+)?", text):
+        return f"{float(text):.5g}"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _write(folder: Path, said: Record) -> None:
