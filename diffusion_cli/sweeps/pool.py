@@ -25,6 +25,7 @@ from diffusion_cli.sweeps.jobs import Job
 from diffusion_cli.sweeps.machine import Slot, memory_kills
 
 POLL = 0.05  # seconds
+OURS = "diffusion-train: "  # how a message of ours begins
 COMMAND = ("-m", "diffusion_cli.commands.job")  # of one job, to this Python
 
 
@@ -112,7 +113,9 @@ def ending(code: int, status: dict[str, Any], pruned: str, stopping: bool, starv
         return "failed", f"killed by SIGKILL ({why})"
     if code < 0:
         return "failed", f"killed by {signal.Signals(-code).name}"
-    return "failed", last_line.removeprefix("diffusion-train: ") or f"exit code {code}"
+    if last_line.startswith(OURS):
+        return "failed", last_line.removeprefix(OURS)
+    return "failed", f"exit code {code}" + f": {last_line}" * bool(last_line)
 
 
 def _start(job: Job, slot: Slot) -> _Running:
@@ -159,7 +162,7 @@ def _end(one: _Running, stopping: bool) -> Ended:
 
 def _last_word(log: Sequence[str]) -> str:
     """The newest message of ours, else the end of a traceback."""
-    messages = [line for line in log if line.startswith("diffusion-train: ")]
+    messages = [line for line in log if line.startswith(OURS)]
     return (messages or [line for line in log if line.strip()] or [""])[-1]
 
 
