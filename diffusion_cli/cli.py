@@ -70,22 +70,26 @@ def overrides(argv: Sequence[str]) -> list[str]:
 
 
 def _checked(argv: list[str], command: str, primary: str) -> list[str]:
-    """Refuses what Hydra would take for something else, in words of ours."""
-    skip = 0
+    """Refuses what Hydra would take for something else, in words of ours. Flags first: Hydra reads no words around one."""
+    flags, words, skip = list[str](), list[str](), 0
     for word in argv:
         if skip:
             skip -= 1
+            flags.append(word)
             continue
         if word in _FLAGS or word.partition("=")[0] in _FLAGS:
             skip = _FLAGS.get(word, 0)
-        elif word.startswith("-"):
+            flags.append(word)
+            continue
+        if word.startswith("-"):
             key = word.lstrip("-").partition("=")[0]
             raise ConfigError(f"{word}: settings are written key=value, without dashes: {key}=..., see {command} --help")
-        elif word.startswith(("+", "~")) and not word.startswith(("+hydra", "~hydra")):
+        if word.startswith(("+", "~")) and not word.startswith(("+hydra", "~hydra")):
             raise ConfigError(f"{word}: keys can be changed but not added or removed: write {word.lstrip('+~')}")
-        elif word.startswith("=") or ("=" not in word and not word.startswith("hydra")):
+        if word.startswith("=") or ("=" not in word and not word.startswith("hydra")):
             raise ConfigError(f"{word}: settings are written key=value, see {command} --help")
-    return [with_home(word) for word in argv]
+        words.append(with_home(word))
+    return [*flags, *words]
 
 
 def with_home(word: str) -> str:

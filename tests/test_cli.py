@@ -118,6 +118,27 @@ MALFORMED: list[tuple[str, str, str]] = [  # command, its words separated by spa
     (T, "-cn other", "other"),
     (T, "--config-dir=/nonexistent seed=1", "/nonexistent"),
     (T, "hydra/launcher=none", "hydra/launcher=none: there is no such option"),
+    # sweeps: every job is checked before the first begins
+    (T, "-m schedule=cosine,vp prediction=eps,vv", "prediction=vv: there is no such option; did you mean v?"),
+    (T, "-m optimizer.lrr=1,2", "optimizer.lrr is not a setting: did you mean optimizer.lr?"),
+    (T, "-m optimizer.lr=1e-3,-1", "lr_-1: optimizer.lr is -1: it must be a number > 0"),
+    (T, "-m trainer.steps=5,six", "steps_six: trainer.steps is six"),
+    (T, "-m schedule=vp,flow prediction=eps", "schedule_flow: prediction=eps is impossible"),
+    (T, "-m optimizer.lr=interval(1e-4,1e-2)", "optimizer.lr is a range, and a grid needs values"),
+    (T, "-m optimizer.lr=interval(2,1) hydra/sweeper=random", "goes from 2 to 1"),
+    (T, "-m seed=1,2 optimizer.lrr=interval(1,2) hydra/sweeper=optuna", "did you mean optimizer.lr?"),
+    (T, "-m optimizer.lr=interval(-1,1) hydra/sweeper=optuna", "lr_-1.0: optimizer.lr is -1.0"),
+    (T, "-m name=a,b", "name cannot be swept"),
+    (T, "-m seed=1 device=cuda:1", "a sweep deals out the GPUs: device=auto and hydra.launcher.gpus=[1]"),
+    (T, "-m seed=1,2 hydra.launcher.jbos=3", "hydra.launcher.jbos is not a setting: did you mean hydra.launcher.jobs?"),
+    (T, "-m seed=1,2 hydra.launcher.jobs=0", "hydra.launcher.jobs is 0: it must be a whole number >= 1, or one of auto"),
+    (T, "-m seed=1,2 hydra.launcher.gpus=2", "hydra.launcher.gpus is 2: it must be a list"),
+    (T, "-m seed=1,2 hydra.sweeper.direction=up", "hydra.sweeper.direction is up: it must be one of minimize, maximize"),
+    (T, "-m seed=1,2 hydra/sweeper=optuna hydra.sweeper.sampler=tpee", "hydra.sweeper.sampler is tpee: it must be one of tpe"),
+    (T, "-m seed=1,2 hydra/sweeper=optuna hydra.sweeper.trials=null", "sampler=tpe has no end of its own"),
+    (T, "-m seed=1,2 hydra/sweeper=optunaa", "hydra/sweeper=optunaa: there is no such option; did you mean optuna?"),
+    (T, "sweep=search hydra.sweeper.params.seed=3", "without that prefix: seed=..."),
+    (T, "sweep=learning_rat", "did you mean learning_rate?"),
     # diffusion-sample
     (S, "ckpt=x n=0", "n is 0: it must be a whole number >= 1"),
     (S, "ckpt=x batch=many", "batch is many"),
@@ -359,6 +380,12 @@ def test_train_then_sample_as_a_user_would(tmp_path: Path) -> None:
 def test_overrides_are_told_from_flags() -> None:
     assert cli.overrides(["-m", "a=1", "--cfg", "job", "-cd", "folder", "b=2", "--config-dir=x", "--resolve"]) == ["a=1", "b=2"]
     assert cli.is_multirun(["a=1", "-m"]) and cli.is_multirun(["--multirun"]) and not cli.is_multirun(["m=1"])
+
+
+def test_flags_may_stand_anywhere() -> None:
+    asked = ["seed=1,2", "-m", "name=x", "--config-dir", "folder", "trainer.steps=5"]
+    flags_first = ["-m", "--config-dir", "folder", "seed=1,2", "name=x", "trainer.steps=5"]
+    assert cli._checked(asked, "diffusion-train", "train") == flags_first
 
 
 @given(st.lists(st.tuples(st.sampled_from(["seed", "a.b", "loss/times"]), st.text(max_size=80)), max_size=5))
