@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import SMALL, SMALL_NETWORK, hashes
+from tiny import SMALL, SMALL_NETWORK, hashes, train
 
 BIN = Path(sys.executable).parent
 TINY = [*SMALL, *SMALL_NETWORK]
@@ -59,14 +59,13 @@ def test_jobs_are_runs_like_any_other_and_a_failure_is_its_own(tmp_path: Path) -
     assert "step       3  loss" in (folder / "lr_0.001" / "job.log").read_text()
 
     before = hashes(folder / "lr_0.001")
-    alone = subprocess.run(
-        command("optimizer.lr=1e-3", *words[2:4], "name=alone"), cwd=tmp_path, capture_output=True, text=True
-    )
-    assert alone.returncode == 0 and hashes(tmp_path / "outputs" / "alone") == before
+    alone = train(tmp_path / "alone", "optimizer.lr=1e-3", *words[2:4])
+    assert hashes(alone) == before
 
-    again = sweep(tmp_path, "-m", "optimizer.lr=1e-3", *words[2:])
-    assert again.returncode == 0 and "[1/1] finished before: lr_0.001" in again.stdout and hashes(folder / "lr_0.001") == before
-    assert "begins" not in again.stdout
+    again = sweep(tmp_path, *words)
+    assert again.returncode == 1 and "2 jobs, 1 finished before, 1 go on" in again.stdout, again.stdout + again.stderr
+    assert "[2/2] begins: lr_1e+30" in again.stdout and "[1/2] finished before: lr_0.001" in again.stdout
+    assert "[1/2] begins" not in again.stdout and hashes(folder / "lr_0.001") == before
 
 
 @pytest.mark.slow
