@@ -22,6 +22,8 @@ _FLAGS = {  # Hydra's own, long and short: whether they take a value
     "--config-name": 1, "-cn": 1, "--config-dir": 1, "-cd": 1, "--info": 1, "-i": 1, "--experimental-rerun": 1,
 }  # fmt: skip
 
+_EXTRAS = {"submitit": "slurm", "ray": "ray"}  # how a launcher of Hydra's begins, and the extra that brings it
+
 
 def run(
     command: str,
@@ -141,6 +143,9 @@ def _in_our_words(error: Exception, primary: str, argv: list[str]) -> str:
     missing = getattr(error, "missing_cfg_file", None)
     if missing and options:
         group, _, wanted = str(missing).rpartition("/")
+        extra = next((name for start, name in _EXTRAS.items() if group == "hydra/launcher" and wanted.startswith(start)), None)
+        if extra and not any(option.startswith(wanted[:3]) for option in options):
+            return f"{group}={wanted} is not installed: pip install 'diffusion-cli[{extra}]'"
         return f"{group}={wanted}: there is no such option; {did_you_mean(wanted, options)}"
     found = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if found:

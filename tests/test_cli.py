@@ -138,6 +138,7 @@ MALFORMED: list[tuple[str, str, str]] = [  # command, its words separated by spa
     (T, "-m seed=1,2 hydra/sweeper=optuna hydra.sweeper.trials=null", "sampler=tpe has no end of its own"),
     (T, "-m seed=1,2 hydra/sweeper=optunaa", "hydra/sweeper=optunaa: there is no such option; did you mean optuna?"),
     (T, "sweep=search hydra.sweeper.params.seed=3", "without that prefix: seed=..."),
+    (T, "-m seed=1,2 hydra/launcher=ray_nowhere", "hydra/launcher=ray_nowhere"),
     (T, "sweep=learning_rat", "did you mean learning_rate?"),
     # diffusion-sample
     (S, "ckpt=x n=0", "n is 0: it must be a whole number >= 1"),

@@ -104,6 +104,11 @@ def test_what_was_cut_short_goes_on_under_its_name(tmp_path: Path) -> None:
     assert list(trials(tmp_path, total=4).jobs()) == []
 
 
+def test_a_second_launch_does_not_draw_the_first_one_s_values(tmp_path: Path) -> None:
+    drawn = [job.values["lr"] for total in (3, 6) for job in _finished(trials(tmp_path, total=total, sampler="random"))]
+    assert len(drawn) == len(set(drawn)) == 6
+
+
 def test_a_failed_trial_counts_as_made(tmp_path: Path) -> None:
     found = trials(tmp_path, total=3)
     for job in found.jobs():
@@ -155,7 +160,7 @@ def three_done(tmp_path: Path, **changed: Any) -> tuple[Trials, Job]:
     for value in (0.5, 0.4, 0.3):
         job = next(asked)
         found.watch(job)
-        write(job, (10, value), (20, value))
+        write(job, (10, value), (20, value), (100, value))
         found.watch(job)
         finish(found, job, value)
     job = next(asked)
