@@ -15,7 +15,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from diffusion_cli.errors import ConfigError
@@ -161,7 +161,7 @@ def written(value: object) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{written(inside)}" for key, inside in value.items()) + "}"
     if isinstance(value, str) and not re.fullmatch(r"[\w./+-]+", value):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        return QuotedString(text=value, quote=Quote.single).with_quotes()
     return shown(value)
 
 
