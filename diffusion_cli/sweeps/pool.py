@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from diffusion_cli import storage
 from diffusion_cli.errors import Stopped
@@ -44,7 +44,7 @@ class _Running:
     job: Job
     slot: Slot
     process: subprocess.Popen[bytes]
-    log: IO[bytes]
+    log: BinaryIO
     began: float
     kills: int  # of the kernel's before it
     pruned: str = ""
@@ -126,7 +126,7 @@ def _start(job: Job, slot: Slot) -> _Running:
         environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
     here = not {"", os.getcwd()} & set(sys.path)  # -m would put this folder first in the search for modules
     command = [sys.executable, *["-P"] * here, *COMMAND, str(job.folder)]
-    kills, log = memory_kills(), (job.folder / "job.log").open("ab")
+    kills, log = memory_kills(), storage.log(job.folder / "job.log")
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
     )
