@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_cli import config, storage
 from diffusion_cli.cli import path_in_words
 from diffusion_cli.errors import ConfigError, UserError
-from diffusion_cli.signatures import check_values, signature
+from diffusion_cli.signatures import check_values, did_you_mean, signature
 from diffusion_cli.status import locked, status_of
 from diffusion_cli.sweeps import machine, pool, settings, space, table
 from diffusion_cli.sweeps.jobs import Job, figure, labels, standing
@@ -160,6 +160,10 @@ class Sweep:
         text = table.write_table(self.folder)
         if text:
             say(f"\n{text}\n\n{path_in_words(self.folder / 'sweep.csv')}")
+        known = {name for run in table.record(self.folder).runs for name in status_of(self.folder / run).get("figures", {})}
+        if known and self.words.metric not in (None, *known):
+            near = did_you_mean(str(self.words.metric), known)
+            say(f"the order is not by hydra.sweeper.metric={self.words.metric}, which no run reports: {near}")
 
     def _say_end(self, end: Ended, total: int) -> None:
         took = f" after {end.seconds:.0f} s" if end.seconds else ""
