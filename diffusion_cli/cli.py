@@ -22,6 +22,8 @@ _FLAGS = {  # Hydra's own, long and short: whether they take a value
     "--config-name": 1, "-cn": 1, "--config-dir": 1, "-cd": 1, "--info": 1, "-i": 1, "--experimental-rerun": 1,
 }  # fmt: skip
 
+_EXTRAS = {"submitit": "slurm", "ray": "ray"}  # how a launcher of Hydra's begins, and the extra that brings it
+
 
 def run(
     command: str,
@@ -70,22 +72,26 @@ def overrides(argv: Sequence[str]) -> list[str]:
 
 
 def _checked(argv: list[str], command: str, primary: str) -> list[str]:
-    """Refuses what Hydra would take for something else, in words of ours."""
-    skip = 0
+    """Refuses what Hydra would take for something else, in words of ours. Flags first: Hydra reads no words around one."""
+    flags, words, skip = list[str](), list[str](), 0
     for word in argv:
         if skip:
             skip -= 1
+            flags.append(word)
             continue
         if word in _FLAGS or word.partition("=")[0] in _FLAGS:
             skip = _FLAGS.get(word, 0)
-        elif word.startswith("-"):
+            flags.append(word)
+            continue
+        if word.startswith("-"):
             key = word.lstrip("-").partition("=")[0]
             raise ConfigError(f"{word}: settings are written key=value, without dashes: {key}=..., see {command} --help")
-        elif word.startswith(("+", "~")) and not word.startswith(("+hydra", "~hydra")):
+        if word.startswith(("+", "~")) and not word.startswith(("+hydra", "~hydra")):
             raise ConfigError(f"{word}: keys can be changed but not added or removed: write {word.lstrip('+~')}")
-        elif word.startswith("=") or ("=" not in word and not word.startswith("hydra")):
+        if word.startswith("=") or ("=" not in word and not word.startswith("hydra")):
             raise ConfigError(f"{word}: settings are written key=value, see {command} --help")
-    return [with_home(word) for word in argv]
+        words.append(with_home(word))
+    return [*flags, *words]
 
 
 def with_home(word: str) -> str:
@@ -137,6 +143,9 @@ def _in_our_words(error: Exception, primary: str, argv: list[str]) -> str:
     missing = getattr(error, "missing_cfg_file", None)
     if missing and options:
         group, _, wanted = str(missing).rpartition("/")
+        extra = next((name for start, name in _EXTRAS.items() if group == "hydra/launcher" and wanted.startswith(start)), None)
+        if extra and not any(option.startswith(wanted[:3]) for option in options):
+            return f"{group}={wanted} is not installed: pip install 'diffusion-cli[{extra}]'"
         return f"{group}={wanted}: there is no such option; {did_you_mean(wanted, options)}"
     found = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if found:
@@ -144,6 +153,8 @@ def _in_our_words(error: Exception, primary: str, argv: list[str]) -> str:
         # a key of an experiment's file is named in full by OmegaConf
         full = re.search(r"full_key: (\S+)", text)
         key = full[1] if full else key
+        if key.startswith("hydra.sweeper.params."):
+            return f"{key}: the command line says what is swept without that prefix: {key.split('.', 3)[3]}=..."
         known = _keys(primary, argv, key)
         where = re.search(r"In '([^']+)'", text)
         source = f"{where[1]}: " if where else ""
@@ -183,6 +194,9 @@ def _parses(word: str) -> bool:
 
 def _keys(primary: str, argv: Sequence[str], unknown: str) -> list[str]:
     """Every key and group that the command knows, composed without the word that it does not."""
+    if unknown.startswith("hydra."):
+        files = [(path.parent.name, path.read_text(encoding="utf-8")) for path in (config.CONFIGS / "hydra").glob("*/*.yaml")]
+        return sorted({f"hydra.{part}.{key}" for part, text in files for key in re.findall(r"^([a-z]+):", text, re.M)})
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
@@ -200,15 +214,6 @@ def _keys(primary: str, argv: Sequence[str], unknown: str) -> list[str]:
         except Exception:  # another word is wrong too: what is known without any of them
             composed = hydra.compose(primary)
     return [*settings.flat(OmegaConf.to_container(composed)), *groups]  # type: ignore[arg-type]
-
-
-def swept_keys(argv: Sequence[str]) -> set[str]:
-    """The keys that a sweep gives several values."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parser = OverridesParser.create()
-    found = [parser.parse_override(word) for word in overrides(argv) if _parses(word)]
-    return {override.key_or_group for override in found if override.is_sweep_override()}
 
 
 def folder_name(words: Sequence[str]) -> str:

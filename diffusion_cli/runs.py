@@ -3,14 +3,11 @@
 checkpoints/step_00001000/  samples/  tensorboard/  metrics.jsonl  status.json  config.yaml
 """
 
-import fcntl
 import json
-import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from PIL.Image import Image
@@ -18,7 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diffusion_cli import drawing, storage
 from diffusion_cli.distributed import process
-from diffusion_cli.errors import StorageError
+from diffusion_cli.status import locked, write_status
+from diffusion_cli.status import status_of as status_of
 
 
 def say(line: str) -> None:
@@ -40,7 +38,7 @@ class Run:
         self.samples = folder / "samples"
         for path in (folder, self.checkpoints, self.samples):
             storage.make_folder(path)
-        self._lock = _locked(folder)
+        self._lock = locked(folder)
         self._board: SummaryWriter | None = None
         self._board_works = True
 
@@ -99,8 +97,7 @@ class Run:
 
     def status(self, state: str, step: int, **facts: Any) -> None:
         """running, finished, preempted or failed: for whoever asks from outside."""
-        text = {"state": state, "step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pid": os.getpid(), **facts}
-        storage.write(self.folder / "status.json", (json.dumps(text, indent=1) + "\n").encode())
+        write_status(self.folder, state, step, **facts)
 
     def write(self, name: str, data: bytes) -> Path:
         path = self.folder / name
@@ -111,34 +108,6 @@ class Run:
         if self._board is not None:
             self._on_board("close")
         self._lock.close()
-
-
-def status_of(folder: Path) -> dict[str, Any]:
-    """What status.json says; nothing where there is none."""
-    try:
-        found = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _locked(folder: Path) -> TextIO:
-    """An open file whose lock the operating system lets go with the process, however it ends."""
-    file = (folder / ".lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        other = file.read().strip() or "unknown"
-        file.close()
-        raise StorageError(
-            f"{folder} is in use by another process (pid {other}): wait for it, or choose another name="
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    os.register_at_fork(after_in_child=file.close)  # else workers that outlive a killed run hold its lock for some seconds
-    return file
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from diffusion_cli.errors import StorageError
 
@@ -52,6 +53,12 @@ def write_all(files: Mapping[Path, bytes]) -> None:
 def append(path: Path, line: str) -> None:
     with _named("write", path, len(line)), path.open("a", encoding="utf-8") as file:
         file.write(line)
+
+
+def log(path: Path) -> BinaryIO:
+    """A file that another process will write at the end of."""
+    with _named("write", path):
+        return path.open("ab")
 
 
 def rename(source: Path, target: Path) -> None:

@@ -118,6 +118,28 @@ MALFORMED: list[tuple[str, str, str]] = [  # command, its words separated by spa
     (T, "-cn other", "other"),
     (T, "--config-dir=/nonexistent seed=1", "/nonexistent"),
     (T, "hydra/launcher=none", "hydra/launcher=none: there is no such option"),
+    # sweeps: every job is checked before the first begins
+    (T, "-m schedule=cosine,vp prediction=eps,vv", "prediction=vv: there is no such option; did you mean v?"),
+    (T, "-m optimizer.lrr=1,2", "optimizer.lrr is not a setting: did you mean optimizer.lr?"),
+    (T, "-m optimizer.lr=1e-3,-1", "lr_-1: optimizer.lr is -1: it must be a number > 0"),
+    (T, "-m trainer.steps=5,six", "steps_six: trainer.steps is six"),
+    (T, "-m schedule=vp,flow prediction=eps", "schedule_flow: prediction=eps is impossible"),
+    (T, "-m optimizer.lr=interval(1e-4,1e-2)", "optimizer.lr is a range, and a grid needs values"),
+    (T, "-m optimizer.lr=interval(2,1) hydra/sweeper=random", "goes from 2 to 1"),
+    (T, "-m seed=1,2 optimizer.lrr=interval(1,2) hydra/sweeper=optuna", "did you mean optimizer.lr?"),
+    (T, "-m optimizer.lr=interval(-1,1) hydra/sweeper=optuna", "lr_-1.0: optimizer.lr is -1.0"),
+    (T, "-m name=a,b", "name cannot be swept"),
+    (T, "-m seed=1 device=cuda:1", "a sweep deals out the GPUs: device=auto and hydra.launcher.gpus=[1]"),
+    (T, "-m seed=1,2 hydra.launcher.jbos=3", "hydra.launcher.jbos is not a setting: did you mean hydra.launcher.jobs?"),
+    (T, "-m seed=1,2 hydra.launcher.jobs=0", "hydra.launcher.jobs is 0: it must be a whole number >= 1, or one of auto"),
+    (T, "-m seed=1,2 hydra.launcher.gpus=2", "hydra.launcher.gpus is 2: it must be a list"),
+    (T, "-m seed=1,2 hydra.sweeper.direction=up", "hydra.sweeper.direction is up: it must be one of minimize, maximize"),
+    (T, "-m seed=1,2 hydra/sweeper=optuna hydra.sweeper.sampler=tpee", "hydra.sweeper.sampler is tpee: it must be one of tpe"),
+    (T, "-m seed=1,2 hydra/sweeper=optuna hydra.sweeper.trials=null", "sampler=tpe has no end of its own"),
+    (T, "-m seed=1,2 hydra/sweeper=optunaa", "hydra/sweeper=optunaa: there is no such option; did you mean optuna?"),
+    (T, "sweep=search hydra.sweeper.params.seed=3", "without that prefix: seed=..."),
+    (T, "-m seed=1,2 hydra/launcher=ray_nowhere", "hydra/launcher=ray_nowhere"),
+    (T, "sweep=learning_rat", "did you mean learning_rate?"),
     # diffusion-sample
     (S, "ckpt=x n=0", "n is 0: it must be a whole number >= 1"),
     (S, "ckpt=x batch=many", "batch is many"),
@@ -268,7 +290,7 @@ def test_help_names_every_option_and_setting(capsys: pytest.CaptureFixture[str],
             comment = next(line for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line)
             assert re.search(rf"^  {part}{path.stem} +{re.escape(comment[2:].split()[0])}", section, re.M), path
     folders = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-    assert folders == {*train.GROUPS, *sample.GROUPS}, "a group that --help does not know"
+    assert folders == {Path(group).parts[0] for group in (*train.GROUPS, *sample.GROUPS)}, "a group that --help does not know"
     for key in cli.settings.flat(
         {k: v for k, v in yaml.safe_load((CONFIGS / "train.yaml").read_text()).items() if k not in ("defaults", "hydra")}
     ):
@@ -361,17 +383,10 @@ def test_overrides_are_told_from_flags() -> None:
     assert cli.is_multirun(["a=1", "-m"]) and cli.is_multirun(["--multirun"]) and not cli.is_multirun(["m=1"])
 
 
-def test_swept_keys() -> None:
-    words = [
-        "seed=1,2",
-        "trainer.steps=5",
-        "optimizer.lr=range(1,3)",
-        "dataset.classes=[1,2]",
-        "schedule=choice(a,b)",
-        "name='x,y'",
-        "broken=[1",
-    ]
-    assert cli.swept_keys(["-m", *words]) == {"seed", "optimizer.lr", "schedule"}
+def test_flags_may_stand_anywhere() -> None:
+    asked = ["seed=1,2", "-m", "name=x", "--config-dir", "folder", "trainer.steps=5"]
+    flags_first = ["-m", "--config-dir", "folder", "seed=1,2", "name=x", "trainer.steps=5"]
+    assert cli._checked(asked, "diffusion-train", "train") == flags_first
 
 
 @given(st.lists(st.tuples(st.sampled_from(["seed", "a.b", "loss/times"]), st.text(max_size=80)), max_size=5))

@@ -30,7 +30,7 @@ FILES = sorted(CONFIGS.rglob("*.yaml"))
 OPTIONS = [  # (group, option): ("loss/times", "uniform")
     (file.parent.relative_to(CONFIGS).as_posix(), file.stem)
     for file in FILES
-    if file.parent != CONFIGS and file.parent.name not in ("experiment", "sweep")
+    if file.parent != CONFIGS and file.relative_to(CONFIGS).parts[0] not in ("experiment", "sweep", "hydra")
 ]
 ASKED_ONLY = set(SAMPLE_GROUPS) - set(TRAIN_GROUPS)  # groups of diffusion-sample alone
 TINY_MODELS = {

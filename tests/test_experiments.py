@@ -14,6 +14,7 @@ from diffusion_cli import config
 from diffusion_cli.assembly import rehearse
 from diffusion_cli.config import CONFIGS
 from diffusion_cli.settings import flat
+from diffusion_cli.sweeps import space
 
 EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
 SWEEPS = sorted((CONFIGS / "sweep").glob("*.yaml"))
@@ -104,11 +105,18 @@ def test_digits_is_the_default() -> None:
 @pytest.mark.parametrize("file", SWEEPS, ids=names)
 def test_every_run_of_a_sweep_is_possible(file: Path) -> None:
     found = composed(f"sweep={file.stem}")
-    params = dict(found.hydra.sweeper.params)
-    assert str(found.hydra.mode).endswith("MULTIRUN") and params
-    lists = {key: str(value).split(",") for key, value in params.items()}
-    assert all(len(values) > 1 for values in lists.values())
-    import itertools
+    assert str(found.hydra.mode).endswith("MULTIRUN")
+    _, varied = space.parse(config.plain(found.hydra.sweeper)["params"], [])
+    assert len(varied) >= 1 and all(len(choices.values) > 1 for choices in varied.values())
+    for values in space.corners(varied):
+        rehearse(config.check_train(compose(*(f"{key}={value}" for key, value in values.items()))).node)
 
-    for values in itertools.product(*lists.values()):
-        rehearse(config.check_train(compose(*(f"{k}={v}" for k, v in zip(lists, values, strict=True)))).node)
+
+@pytest.mark.parametrize("file", SWEEPS, ids=names)
+def test_a_sweep_chooses_its_sweeper(file: Path) -> None:
+    """Also where the file overrides it: the defaults of train.yaml do not win."""
+    said = [entry for entry in OmegaConf.load(file).get("defaults", []) if "override /hydra/sweeper" in entry]
+    wanted = said[0]["override /hydra/sweeper"] if said else "grid"
+    choices = composed(f"sweep={file.stem}").hydra.runtime.choices
+    assert (choices["hydra/sweeper"], choices["hydra/launcher"]) == (wanted, "processes")
+    assert composed(f"sweep={file.stem}", "hydra/sweeper=random").hydra.runtime.choices["hydra/sweeper"] == "random"

@@ -19,16 +19,19 @@ PACKAGE = REPO / "diffusion_cli"
 
 # The floor of every module and folder right under diffusion_cli/ (docs/architecture.md): imports point down or stay level.
 FLOORS = {
-    4: "commands config help cli",
+    4: "commands sweeps config help cli",
     3: "training sampling trainer assembly objectives evaluation exporting checkpoint runs distributed build storage "
-    "optimizers ema settings devices drawing signals",
+    "optimizers ema settings devices drawing signals status",
     2: "denoiser losses samplers guidance editing walking noisy_classifier",
     1: "models data codecs conditioning vision pictures",
     0: "schedules predictions randomness errors ranges signatures",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 STRANGERS = {"models": {"schedules", "predictions"}}  # a network knows tensors, never schedules
-TORCH_FREE = ["cli", "config", "errors", "help", "ranges", "settings", "signatures"]
+TORCH_FREE = [
+    "cli", "config", "errors", "help", "ranges", "settings", "signatures", "status",
+    *(f"sweeps.{file.stem}" for file in sorted((PACKAGE / "sweeps").glob("[a-z]*.py"))),
+]  # fmt: skip
 HEAVY = {"torch", "torchvision", "datasets", "diffusers", "matplotlib", "pandas", "tensorboard"}
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE = {"torch.load", "torch.save", "torch.hub", "torch.package"}
@@ -190,10 +193,11 @@ def test_wheel_is_whole(tmp_path: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     names = set(archive.namelist())
     configs = {f"diffusion_cli/{file.relative_to(REPO).as_posix()}" for file in (REPO / "configs").rglob("*.yaml")}
-    sources = {file.relative_to(REPO).as_posix() for file in SOURCES}
+    sources = {file.relative_to(REPO).as_posix() for file in (*SOURCES, REPO / "hydra_plugins" / "diffusion_cli.py")}
     assert configs
     assert configs | sources | {"diffusion_cli/data/digits.npz"} <= names
-    assert not [name for name in names if not name.startswith(("diffusion_cli/", "diffusion_cli-"))]
+    ours = ("diffusion_cli/", "diffusion_cli-", "hydra_plugins/diffusion_cli.py")
+    assert not [name for name in names if not name.startswith(ours)]
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
     assert set(PYPROJECT["project"]["scripts"]) <= set(re.findall(r"[\w-]+", archive.read(entry_points).decode()))
 

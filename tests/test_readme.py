@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from diffusion_cli import cli, config
 from diffusion_cli.commands import sample, train
+from diffusion_cli.sweeps import space
 
 REPO = Path(__file__).resolve().parents[1]
 COMMAND = re.compile(r"^(?:\$ |#\s+|python3 scripts/run\.py )?(diffusion-(?:train|sample)(?: .*)?)$")
@@ -34,7 +35,8 @@ def test_command_is_right(command: str) -> None:
         pytest.skip("the README's example of a mistake")
     said = cli.overrides([cli.with_home(word) for word in words])
     said = sample.with_scale(said) if program == "diffusion-sample" else said
-    singles = [re.sub(r"=([\w.]+),.*", r"=\1", word) for word in said] if cli.is_multirun(words) else said
+    fixed, varied = space.parse({}, said) if cli.is_multirun(words) else (said, {})
+    singles = [*fixed, *(f"{key}={choices.values[0]}" for key, choices in varied.items())]
     primary = program.removeprefix("diffusion-")
     with initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         node = config.plain(compose(primary, singles))
@@ -48,5 +50,6 @@ def test_every_recipe_is_in_the_readme() -> None:
 
 def test_every_picture_of_the_pages_is_there() -> None:
     for page in (REPO / "README.md", *(REPO / "docs").glob("*.md")):
-        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        prose = re.sub(r"^ {4}.*$", "", page.read_text(), flags=re.M)  # without code
+        for link in re.findall(r"\]\(([^)#]+)\)", prose):
             assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"

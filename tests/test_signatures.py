@@ -194,7 +194,7 @@ def nodes(value: object) -> list[dict[str, Any]]:
     return []
 
 
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+FILES = sorted(file for file in CONFIGS.rglob("*.yaml") if file.relative_to(CONFIGS).parts[0] != "hydra")  # those are Hydra's
 TARGETS = sorted({node["_target_"] for file in FILES for node in nodes(yaml.safe_load(file.read_text()))})
 
 

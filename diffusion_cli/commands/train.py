@@ -1,6 +1,5 @@
 """diffusion-train: a composed config becomes a run."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,18 +7,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 from diffusion_cli import cli, config
-from diffusion_cli.commands.sweep import note_failure, print_table, write_table
-from diffusion_cli.errors import Stopped, UserError
-
-# from the parent of a sweep to its jobs, which may be other processes
-_SWEPT, _FOLDER = "DIFFUSION_SWEPT_KEYS", "DIFFUSION_SWEEP_FOLDER"
+from diffusion_cli.errors import UserError
+from diffusion_cli.status import note_failure, status_of
+from diffusion_cli.sweeps.jobs import figure
 
 ABOUT = """diffusion-train trains an image diffusion model and writes outputs/<name>: checkpoints, samples, TensorBoard logs.
 Told nothing, it trains on bundled handwritten digits, on a CPU, for about a minute. Run again, it goes on where it stopped."""
 
 GROUPS = (
     "experiment", "dataset", "schedule", "prediction", "loss", "model", "optimizer", "ema", "sampler", "guidance", "objective",
-    "sweep",
+    "sweep", "hydra/launcher", "hydra/sweeper",
 )  # fmt: skip
 
 EXAMPLES = (
@@ -34,54 +31,36 @@ EXAMPLES = (
 
 def main() -> None:
     page = lambda: cli.help_page("diffusion-train", "train", ABOUT, GROUPS, EXAMPLES)  # noqa: E731
-    try:
-        cli.run("diffusion-train", "train", task, page, _named_sweep)
-    finally:
-        print_table(os.environ.get(_FOLDER))
+    cli.run("diffusion-train", "train", task, page, _named_sweep)
 
 
 def _named_sweep(argv: list[str]) -> list[str]:
     """A sweep's runs lie in one folder, so it has a name from the start."""
-    words = cli.overrides(argv)
-    sweep = next((word.partition("=")[2] for word in words if word.startswith("sweep=")), None)
-    if not cli.is_multirun(argv) and sweep in (None, "null"):
+    said = dict(word.split("=", 1) for word in cli.overrides(argv) if "=" in word)
+    sweep = said.get("sweep", "null")
+    if said.get("hydra.mode") == "RUN" or "name" in said or not (cli.is_multirun(argv) or sweep != "null"):
         return argv
-    os.environ[_SWEPT] = ",".join(sorted(cli.swept_keys(argv)))
-    said = dict(word.split("=", 1) for word in words)
-    name = said.get("name") or sweep or "sweep"
-    os.environ[_FOLDER] = str(Path(said.get("outputs", "outputs")) / name)
-    return argv if "name" in said else [*argv, f"name={name}"]
+    return [*argv, f"name={'sweep' if sweep == 'null' else sweep}"]
 
 
 def task(composed: DictConfig) -> float | None:
-    """One run: Hydra calls it once, or once for each job of a sweep. Returns the figure that a sweeper minimises."""
+    """One run: Hydra calls it once, or its launchers once for each job of a sweep. Returns the figure that a sweep seeks."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     hydra = HydraConfig.get()
     node = config.plain(composed)
-    sweeping = hydra.mode == RunMode.MULTIRUN
-    words = list(hydra.overrides.task)
     if node.get("name") is None:
-        node["name"] = _name(hydra.runtime.choices, words)
-    elif sweeping:
-        swept = {*filter(None, os.environ.get(_SWEPT, "").split(",")), *(hydra.sweeper.get("params") or {})}
-        varied = [word for word in words if word.partition("=")[0] in swept] or [f"job={hydra.job.num}"]
-        node["name"] = f"{node['name']}/{cli.folder_name(varied)}"
-        print(f"\njob {hydra.job.num}: {' '.join(varied)}", flush=True)
-    if not sweeping:
-        return _metric(_train(node))
-    folder, sweep = Path(str(node["outputs"])) / node["name"], Path(hydra.sweep.dir)
+        node["name"] = _name(hydra.runtime.choices, list(hydra.overrides.task))
     try:
-        return _metric(_train(node))
+        found = figure(_train(node), None)
     except UserError as error:
-        print(f"job {hydra.job.num}: {error}", flush=True)
-        note_failure(folder, str(error))
-        if isinstance(error, Stopped):
-            raise SystemExit(error.code) from None  # a signal ends the sweep, and not this job alone
+        if hydra.mode == RunMode.MULTIRUN:  # the sweep reads how it ended, also of a job that failed before it was a run
+            folder = Path(str(node["outputs"])) / str(node["name"])
+            if status_of(folder).get("state") != "preempted":
+                note_failure(folder, str(error))
         raise
-    finally:
-        write_table(sweep)
+    return found[1] if found else None
 
 
 def _train(node: dict[str, Any]) -> dict[str, float]:
@@ -89,13 +68,6 @@ def _train(node: dict[str, Any]) -> dict[str, float]:
     from diffusion_cli.training import train  # torch, now that the config is known to be right
 
     return train(plan)
-
-
-def _metric(figures: Mapping[str, float]) -> float | None:
-    """What a sweeper minimises, on held-out pictures if there are: the error of the foreseen picture at fixed noise levels, or
-    the cross-entropy of a classifier."""
-    names = [f"{where}/{name}" for where in ("evaluate", "evaluate_on_train") for name in ("x0_mse", "cross_entropy")]
-    return next((figures[name] for name in names if name in figures), None)
 
 
 def _name(choices: Mapping[str, Any], words: list[str]) -> str:

@@ -1,0 +1,41 @@
+"""One job of a sweep, in a process of its own: the checked config comes as a line of JSON, and training follows.
+
+    python -m diffusion_cli.commands.job outputs/sweep/lr_0.001 < config.json
+
+The sweep holds the other end of standard input as long as it lives. When that closes, the job stops as on SIGTERM: saved.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+
+from diffusion_cli import config
+from diffusion_cli.errors import UserError
+
+
+def main() -> None:
+    # ends a job that is not worth its time, while it trains (signals.py listens then); before and after that it means nothing
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    node = json.loads(sys.stdin.readline())
+    threading.Thread(target=_follow, args=(0,), daemon=True).start()
+    try:
+        plan = config.check_train(node)
+        from diffusion_cli.training import train
+
+        train(plan)
+    except UserError as error:
+        print(f"diffusion-train: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.code)
+
+
+def _follow(descriptor: int) -> None:
+    """Waits for the end of the sweep."""
+    while os.read(descriptor, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()
