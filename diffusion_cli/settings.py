@@ -92,12 +92,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The root of evaluate.yaml."""
+    """The root of evaluate.yaml, but for its groups."""
 
     ckpt: str
-    metrics: tuple[Literal["denoising", "bound", "bits"], ...]
-    n: PositiveInt
-    split: Literal["train", "test"]
+    metrics: tuple[
+        Literal[
+            "denoising", "bound", "bits",
+            "fid", "kid", "inception_score", "precision", "recall", "density", "coverage", "class_accuracy",
+            "sliced_wasserstein",
+        ],
+        ...,
+    ]  # fmt: skip
+    n: PositiveInt | None
+    repeats: PositiveInt
+    split: Literal["train", "test"] | None
     data: str | None
     seed: NonNegativeInt
     batch: PositiveInt
@@ -106,8 +114,29 @@ class Evaluate:
     weights: Literal["ema", "raw"]
     out: str | None
     device: str
+    compile: bool | Literal["auto"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     trust: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured of a checkpoint, all checked. sampler: as in Request; features: None where none are asked for."""
+
+    root: Evaluate
+    features: dict[str, Any] | None
+    sampler: dict[str, Any]
+    guidance: dict[str, Any]
+
+    def request(self) -> "Request":
+        """As diffusion-sample would be asked for such pictures."""
+        root = self.root
+        sample = Sample(
+            ckpt=root.ckpt, n=1, seed=root.seed, batch=root.batch, out=None, label=None, init=None, strength=None, vary=None,
+            between=None, weights=root.weights, trajectory=False, animation="gif", snapshots=(), nearest=0, data=root.data,
+            format="png", shard=1, device=root.device, compile=root.compile, precision=root.precision, trust=root.trust,
+        )  # fmt: skip
+        return Request(sample, self.sampler, self.guidance, None)
 
 
 @dataclass(frozen=True)
