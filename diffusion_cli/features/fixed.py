@@ -6,7 +6,7 @@
              classes. Naeem et al. 2020, "Reliable fidelity and diversity metrics for generative models", advise random networks
              for pictures unlike ImageNet's
 
-Both are the same on every machine: their digest is that of the weights.
+Both are the same on every machine, to the rounding of a logarithm: their digest is that of the words that fix them.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffusion_cli.assembly import Facts
 from diffusion_cli.data.pixels import to_float
-from diffusion_cli.features.features import Extractor, Features, Seen, of_tensors
+from diffusion_cli.features.features import Extractor, Features, Seen, of_words
 from diffusion_cli.randomness import Source
 from diffusion_cli.ranges import NonNegativeInt, PositiveInt
 
@@ -35,10 +35,14 @@ class Raw(Features):
     def open(self, facts: Facts, device: torch.device, trust: Collection[str] = ()) -> Extractor:
         pixels = facts["channels"] * facts["image_size"] ** 2
         if pixels <= self.dimensions:
-            return Extractor(self.name, f"pixels-{pixels}", lambda images: Seen(to_float(images).flatten(1)))
+            return Extractor(self.name, of_words("raw", pixels), lambda images: Seen(to_float(images).flatten(1)))
         P = _normal("raw", self.seed, (pixels, self.dimensions)) / math.sqrt(self.dimensions)
         on_device = P.to(device)
-        return Extractor(self.name, of_tensors([P]), lambda images: Seen(to_float(images).flatten(1) @ on_device))
+        return Extractor(
+            self.name,
+            of_words("raw", pixels, self.dimensions, self.seed),
+            lambda images: Seen(to_float(images).flatten(1) @ on_device),
+        )
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Random(Features):
                 read += [places.mean(2), places.std(2, correction=0)]
             return Seen(torch.cat(read, dim=1))  # [B, 14 width]
 
-        return Extractor(self.name, of_tensors(kernels), look)
+        return Extractor(self.name, of_words("random", *widths, self.seed), look)
 
 
 def _normal(stream: str, seed: int, shape: tuple[int, ...]) -> Tensor:

@@ -52,7 +52,7 @@ class _OfHub(Features):
         mend_torchvision()  # transformers imports it
         try:
             network = self.model(folder).to(device).eval()
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of transformers, tokenizers, safetensors: whatever a folder that is no model raises
             raise StorageError(f"features={self.name}: {folder} cannot be used: {str(error).splitlines()[0]}") from None
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (self.mean, self.std))
 
