@@ -33,6 +33,7 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "guidance": ("diffusion_cli.guidance.Guidance", ()),
     "objective": ("diffusion_cli.objectives.Objective", PARTS),
 }
+FEATURES = "diffusion_cli.features.Features"  # of a group that may be null
 
 SAMPLE_GROUPS = {
     "sampler": "diffusion_cli.samplers.Sampler",
@@ -40,7 +41,7 @@ SAMPLE_GROUPS = {
     "edit": "diffusion_cli.editing.Edit",
 }
 EVALUATE_GROUPS = {
-    "features": "diffusion_cli.features.Features",
+    "features": FEATURES,
     "sampler": "diffusion_cli.samplers.Sampler",
     "guidance": "diffusion_cli.guidance.Guidance",
 }
@@ -65,7 +66,7 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
         node.pop(slot, None)
     if isinstance(node.get("name"), int | float):
         node["name"] = str(node["name"])
-    inner = {*TRAIN_GROUPS, "trainer"}
+    inner = {*TRAIN_GROUPS, "trainer", "features"}
     trust = node.get("trust") if isinstance(node.get("trust"), list) else []
     wrong = _root(node, "Train", inner)
     wrong += _values(node.get("trainer"), "Trainer", "trainer")
@@ -76,12 +77,14 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
         if group == "model" and found and ": not a " in found[0]:
             found[0] += "; model=classifier goes with objective=classifying, the other models with objective=denoising"
         wrong += found
+    if node.get("features") is not None:
+        wrong += check(node["features"], FEATURES, "features", trust=trust)
     if not wrong:
-        wrong = _pairs(node)
+        wrong = _pairs(node) + _watched(node)
     if wrong:
         raise ConfigError("\n".join(wrong))
     root = settings.Train(**_tuples({key: value for key, value in node.items() if key not in inner}))
-    return settings.Plan(root, settings.Trainer(**node["trainer"]), node)
+    return settings.Plan(root, settings.Trainer(**_tuples(node["trainer"])), node)
 
 
 def check_sample(node: dict[str, Any]) -> settings.Request:
@@ -108,7 +111,7 @@ def check_evaluate(node: dict[str, Any]) -> settings.Measurement:
     trust = node.get("trust") if isinstance(node.get("trust"), list) else []
     wrong += _asked(nodes, EVALUATE_GROUPS, trust)
     if not wrong:
-        wrong = _metrics(node["metrics"], nodes["features"])
+        wrong = _metrics("metrics", node["metrics"], nodes["features"])
     if not wrong and not node["metrics"]:
         wrong.append(f"metrics is empty: name some of {', '.join((*words.OF_PICTURES, *words.OF_SAMPLES))}")
     if wrong:
@@ -132,10 +135,24 @@ def _asked(nodes: Mapping[str, Any], groups: Mapping[str, str], trust: list[str]
     return wrong
 
 
-def _metrics(metrics: Sequence[str], features: Mapping[str, Any] | None) -> list[str]:
+def _watched(node: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the figures of samples, and with the best figure, of a training run."""
+    trainer, features = node["trainer"], node.get("features")
+    metrics, best = trainer["metrics"], trainer["best"]
+    wrong = _metrics("trainer.metrics", metrics, features)
+    if metrics and "sampler" not in target_of(node["objective"], "objective", node["trust"]).parameters:
+        wrong.append(f"trainer.metrics={','.join(metrics)}: figures of samples, and this objective makes none")
+    if best is None and trainer["patience"] is not None:
+        wrong.append(f"trainer.patience={trainer['patience']}: without a better what? trainer.best=evaluate/x0_mse says it")
+    if best is not None and not re.fullmatch(r"evaluate(_on_train)?/\w+", best):
+        wrong.append(f"trainer.best is {best}: it must be the name of a figure, as evaluate/x0_mse")
+    return wrong
+
+
+def _metrics(key: str, metrics: Sequence[str], features: Mapping[str, Any] | None) -> list[str]:
     """What the metrics of samples need and do not have."""
     name = None if features is None else str(features["_target_"]).rpartition(".")[2].lower()
-    wrong = words.unmet(metrics, name)
+    wrong = words.unmet(key, metrics, name)
     wanted = [metric for metric in metrics if metric in words.OF_SAMPLES]
     packages = ["torch_fidelity"] if any(words.OF_SAMPLES[metric].library for metric in wanted) or name == "inception" else []
     packages += ["transformers"] if name in ("dinov2", "clip") else []

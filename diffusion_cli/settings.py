@@ -28,6 +28,17 @@ class Trainer:
     keep: PositiveInt
     preview: PositiveInt
     evaluate: PositiveInt
+    metrics: tuple[
+        Literal[
+            "fid", "kid", "inception_score", "precision", "recall", "density", "coverage", "class_accuracy",
+            "sliced_wasserstein",
+        ],
+        ...,
+    ]  # fmt: skip
+    metrics_every: NonNegativeInt
+    metrics_n: PositiveInt
+    best: str | None
+    patience: PositiveInt | None
 
     @property
     def end(self) -> int | None:
@@ -164,7 +175,7 @@ class Plan:
 # what may change between two launches of the same run; all else is frozen
 _FREE = re.compile(
     r"name|device|compile|precision|resume|preview|outputs|trust|(sampler|guidance)\b.*|dataset\.(path|workers|memory)"
-    r"|trainer\.(steps|images|minutes|keep|preview|evaluate|\w+_every)"
+    r"|features\b.*|trainer\.(steps|images|minutes|keep|preview|evaluate|metrics|metrics_n|best|patience|\w+_every)"
 )
 
 

@@ -21,7 +21,7 @@ PACKAGE = REPO / "diffusion_cli"
 FLOORS = {
     4: "commands config help cli",
     3: "training sampling trainer assembly objectives evaluation checkpoint runs distributed build storage optimizers ema "
-    "settings devices drawing signals features",
+    "settings devices drawing signals features best",
     2: "denoiser losses samplers guidance editing walking noisy_classifier",
     1: "models data codecs conditioning vision pictures",
     0: "schedules predictions randomness errors ranges signatures",

@@ -46,16 +46,16 @@ def higher_is_better(figure: str) -> bool:
     return any(word in figure.rpartition("/")[2] for word in (*better, "accuracy"))
 
 
-def unmet(metrics: Collection[str], features: str | None) -> list[str]:
-    """What the words of samples need and do not have, one line each."""
+def unmet(key: str, metrics: Collection[str], features: str | None) -> list[str]:
+    """What the words of samples need and do not have, one line each. key: the setting that says them."""
     wrong = []
     wanted = [metric for metric in metrics if metric in OF_SAMPLES and OF_SAMPLES[metric].features]
     if wanted and features is None:
         wrong.append(
-            f"metrics={','.join(wanted)}: compared in which features? features=classifier features.ckpt=RUN (a classifier), "
+            f"{key}={','.join(wanted)}: compared in which features? features=classifier features.ckpt=RUN (a classifier), "
             "features=inception, dinov2, clip, raw or random"
         )
     blind = [metric for metric in wanted if OF_SAMPLES[metric].logits and features in ("dinov2", "clip", "raw", "random")]
     if blind:
-        wrong.append(f"metrics={','.join(blind)}: features={features} gives no classes; choose features=classifier")
+        wrong.append(f"{key}={','.join(blind)}: features={features} gives no classes; choose features=classifier")
     return wrong
