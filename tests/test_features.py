@@ -160,6 +160,14 @@ def test_missing_weights_are_answered_with_both_ways_out(
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_inception_is_looked_for_where_torch_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for home in (("TORCH_HOME", "/some/torch"), ("XDG_CACHE_HOME", "/some/cache")):
+        with monkeypatch.context() as patch:
+            patch.delenv("TORCH_HOME", raising=False)
+            patch.setenv(*home)
+            assert inception._cached() == Path(torch.hub.get_dir(), "checkpoints", inception.FILE)
+
+
 # -- the hub's ---------------------------------------------------------------------------------------------------------
 
 

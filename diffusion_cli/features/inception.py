@@ -33,7 +33,7 @@ class Inception(Features):
     sha256: str | None = SHA256
 
     def open(self, facts: Facts, device: torch.device, trust: Collection[str] = ()) -> Extractor:
-        path = Path(torch.hub.get_dir(), "checkpoints", FILE) if self.path is None else Path(self.path).expanduser()
+        path = _cached() if self.path is None else Path(self.path).expanduser()
         if not path.is_file():
             raise ConfigError(
                 f"features=inception: its weights are not at {path}: curl -L --create-dirs -o {path} {URL}   or choose "
@@ -51,6 +51,12 @@ class Inception(Features):
             return Seen(*network(colour(images)))
 
         return Extractor(self.name if digest == SHA256 else "inception_other", digest[:16], look, logits=True)
+
+
+def _cached() -> Path:
+    """Where torch, and so torch-fidelity, keeps what it downloads."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    return Path(home).expanduser() / "hub" / "checkpoints" / FILE
 
 
 def _network(path: Path) -> torch.nn.Module:
