@@ -297,6 +297,7 @@ def test_evaluate_help_names_every_metric_and_feature(
         assert re.search(rf"\b{word}\b", page), word
     for key in ("ckpt", "n", "repeats", "split", "sampler.steps"):
         assert re.search(rf"^  {re.escape(key)}=", page, re.M)
+    assert max(map(len, page.splitlines())) <= 128
 
 
 @pytest.mark.parametrize("words", [["--help", "model=unet"], ["model=unett", "--help"], ["-h"]])

@@ -16,11 +16,11 @@ command goes on after a stop; torchrun --nproc-per-node 8 --no-python diffusion-
 GROUPS = ("features", "sampler", "guidance")
 
 EXAMPLES = (
-    ("diffusion-evaluate ckpt=outputs/digits", "denoising error, and bits per dimension at most"),
-    ("diffusion-evaluate ckpt=outputs/digits metrics=[bits] n=64", "bits per dimension by the probability flow"),
-    ("diffusion-evaluate ckpt=outputs/cifar data=~/cifar10 split=train", "on the training pictures, which lie elsewhere now"),
+    ("diffusion-evaluate ckpt=outputs/digits", "denoising error, bits per dimension at most"),
+    ("diffusion-evaluate ckpt=outputs/digits metrics=[bits] n=64", "bits by the probability flow"),
+    ("diffusion-evaluate ckpt=outputs/cifar data=~/cifar10 split=train", "on training pictures that have moved"),
     ("diffusion-evaluate ckpt=RUN n=50000 metrics=[fid,kid] features=inception repeats=3", "the published figures"),
-    ("diffusion-evaluate ckpt=RUN metrics=[kid] features=classifier features.ckpt=OTHER", "judged by your own classifier"),
+    ("diffusion-evaluate ckpt=RUN metrics=[kid] features=classifier features.ckpt=OTHER", "by a classifier of your own"),
     ("diffusion-evaluate ckpt=RUN metrics=[kid] features=random sampler=ddim guidance=2", "with no weights of others"),
 )
 
