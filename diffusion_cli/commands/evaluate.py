@@ -16,7 +16,7 @@ command goes on after a stop; torchrun --nproc-per-node 8 --no-python diffusion-
 GROUPS = ("features", "sampler", "guidance")
 
 EXAMPLES = (
-    ("diffusion-evaluate ckpt=outputs/digits", "denoising error, bits per dimension at most"),
+    ("diffusion-evaluate ckpt=outputs/digits", "error by noise level, bits at most"),
     ("diffusion-evaluate ckpt=outputs/digits metrics=[bits] n=64", "bits by the probability flow"),
     ("diffusion-evaluate ckpt=outputs/cifar data=~/cifar10 split=train", "on training pictures that have moved"),
     ("diffusion-evaluate ckpt=RUN n=50000 metrics=[fid,kid] features=inception repeats=3", "the published figures"),
