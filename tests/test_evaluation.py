@@ -94,3 +94,14 @@ def test_bits_of_uniform_noise_are_refused(runs: Path) -> None:
         ask(runs / "mix", "metrics=[bound]")
     figures, _ = ask(runs / "mix", "metrics=[denoising]")
     assert figures["x0_mse"]["value"] > 0
+
+
+@pytest.mark.parametrize(("words", "package"), [
+    (("metrics=[kid]", "features=raw"), "torch-fidelity"),
+    (("metrics=[density]", "features=clip"), "transformers"),
+])  # fmt: skip
+def test_a_missing_extra_is_one_line(words: tuple[str, ...], package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as caught:
+        config.check_evaluate(compose("ckpt=x", *words, primary="evaluate"))
+    assert str(caught.value) == f"{package} is not installed: pip install 'diffusion-cli[eval]'"

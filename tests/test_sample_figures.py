@@ -149,11 +149,11 @@ def folder_of(features: str) -> Path:
     return folder
 
 
-def test_a_reference_is_made_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_is_made_once(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = ask(runs / "plain", "features=random", "features.width=2")[0]
     made = []
     monkeypatch.setattr(reference, "_keep", lambda *given: made.append(given))
-    again, _, _ = ask(runs / "plain", "features=random", "features.width=2", "out=again.json")
+    again, _, _ = ask(runs / "plain", "features=random", "features.width=2", f"out={tmp_path / 'again.json'}")
     assert not made and again == first
     ask(runs / "plain", "features=random", "features.width=4")
     assert len(made) == 1, "other features have a reference of their own"
