@@ -1,5 +1,6 @@
 """diffusion-evaluate: the figures of a checkpoint, how each was made, and one line for what cannot be measured."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -101,7 +102,8 @@ def test_bits_of_uniform_noise_are_refused(runs: Path) -> None:
     (("metrics=[density]", "features=clip"), "transformers"),
 ])  # fmt: skip
 def test_a_missing_extra_is_one_line(words: tuple[str, ...], package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config.importlib.util, "find_spec", lambda name: None)
+    there, gone = importlib.util.find_spec, ("torch_fidelity", "transformers")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else there(name))
     with pytest.raises(ConfigError) as caught:
         config.check_evaluate(compose("ckpt=x", *words, primary="evaluate"))
     assert str(caught.value) == f"{package} is not installed: pip install 'diffusion-cli[eval]'"
