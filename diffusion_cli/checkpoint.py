@@ -24,6 +24,7 @@ from diffusion_cli.errors import StorageError
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})")
 _MANIFEST = "manifest.json"
+_BEST = "best.json"
 _LARGEST_JSON = 16 * 2**20  # bytes
 
 
@@ -124,17 +125,35 @@ def sweep(parent: Path) -> None:
         storage.remove(path)
 
 
-def tidy(parent: Path, keep: int) -> None:
-    """Removes what an interrupted save left, and all but the newest `keep` checkpoints, once the newest is known to be good."""
+def tidy(parent: Path, keep: int, best: int | None = None) -> None:
+    """Removes what an interrupted save left, and all but the newest `keep` checkpoints and that of step `best`, once the newest
+    is known to be good."""
     sweep(parent)
     names = folders(parent)
-    if keep and len(names) > keep:
+    old = [path for path in names[keep:] if best is None or path.name != f"step_{best:08d}"]
+    if keep and old:
         try:
             load(names[0])
         except Damaged as error:
             raise StorageError(f"what was just saved cannot be read back, so no older checkpoint is removed: {error}") from None
-        for path in names[keep:]:
+        for path in old:
             storage.remove(path)
+
+
+def point(parent: Path, best: Mapping[str, Any] | None) -> None:
+    """best.json of the folder of checkpoints: which step was the best, and in what; None removes it."""
+    if best is None:
+        storage.remove_file(parent / _BEST)
+    else:
+        storage.write(parent / _BEST, _json(best))
+
+
+def pointed(parent: Path) -> Path:
+    """The folder of the best checkpoint. Raises Damaged where none is named."""
+    step = _parsed(_read(parent / _BEST), parent / _BEST).get("step")
+    if not isinstance(step, int):
+        raise Damaged(f"{parent / _BEST}: it names no step")
+    return parent / f"step_{step:08d}"
 
 
 def _json(value: object) -> bytes:

@@ -1,5 +1,6 @@
 """From a composed config to checked settings: everything that can be wrong is said before torch is imported or data touched."""
 
+import importlib.util
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_cli import settings
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.evaluation import words
 from diffusion_cli.signatures import check, check_values, shown, signature, target_of
 
 CONFIGS = next(path for path in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if path.is_dir())
@@ -32,11 +34,17 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "guidance": ("diffusion_cli.guidance.Guidance", ()),
     "objective": ("diffusion_cli.objectives.Objective", PARTS),
 }
+FEATURES = "diffusion_cli.features.Features"  # of a group that may be null
 
 SAMPLE_GROUPS = {
     "sampler": "diffusion_cli.samplers.Sampler",
     "guidance": "diffusion_cli.guidance.Guidance",
     "edit": "diffusion_cli.editing.Edit",
+}
+EVALUATE_GROUPS = {
+    "features": FEATURES,
+    "sampler": "diffusion_cli.samplers.Sampler",
+    "guidance": "diffusion_cli.guidance.Guidance",
 }
 GIVEN = {"edit": ("original",)}  # which arguments the program itself supplies
 
@@ -59,7 +67,7 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
         node.pop(slot, None)
     if isinstance(node.get("name"), int | float):
         node["name"] = str(node["name"])
-    inner = {*TRAIN_GROUPS, "trainer"}
+    inner = {*TRAIN_GROUPS, "trainer", "features"}
     trust = node.get("trust") if isinstance(node.get("trust"), list) else []
     wrong = _root(node, "Train", inner)
     wrong += _values(node.get("trainer"), "Trainer", "trainer")
@@ -70,12 +78,14 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
         if group == "model" and found and ": not a " in found[0]:
             found[0] += "; model=classifier goes with objective=classifying, the other models with objective=denoising"
         wrong += found
+    if node.get("features") is not None:
+        wrong += check(node["features"], FEATURES, "features", trust=trust)
     if not wrong:
-        wrong = _pairs(node)
+        wrong = _pairs(node) + _watched(node)
     if wrong:
         raise ConfigError("\n".join(wrong))
     root = settings.Train(**_tuples({key: value for key, value in node.items() if key not in inner}))
-    return settings.Plan(root, settings.Trainer(**node["trainer"]), node)
+    return settings.Plan(root, settings.Trainer(**_tuples(node["trainer"])), node)
 
 
 def check_sample(node: dict[str, Any], choices: Mapping[str, str | None] | None = None) -> settings.Request:
@@ -87,14 +97,7 @@ def check_sample(node: dict[str, Any], choices: Mapping[str, str | None] | None 
     nodes = {group: node.pop(group, None) for group in SAMPLE_GROUPS}
     wrong = _root(node, "Sample", set())
     trust = node.get("trust") if isinstance(node.get("trust"), list) else []
-    sampler = nodes["sampler"] or {}
-    if isinstance(sampler, Mapping) and "_target_" not in sampler:  # the checkpoint's own, changed
-        steps = signature("diffusion_cli.samplers.Sampler").parameters["steps"].kind
-        if sampler.get("steps") is not None and not steps.holds(sampler["steps"]):
-            wrong.append(f"sampler.steps is {shown(sampler['steps'])}: it must be {steps}")
-    for group, base in SAMPLE_GROUPS.items():
-        if isinstance(nodes[group], Mapping) and "_target_" in nodes[group]:
-            wrong += check(nodes[group], base, group, GIVEN.get(group, ()), trust)
+    wrong += _asked(nodes, SAMPLE_GROUPS, trust)
     if not wrong:
         wrong = _beginning(node, nodes["edit"])
     if not wrong and node["data"] is not None and not node["nearest"]:
@@ -102,18 +105,68 @@ def check_sample(node: dict[str, Any], choices: Mapping[str, str | None] | None 
     if wrong:
         raise ConfigError("\n".join(wrong))
     words = {group: word for group in SAMPLE_GROUPS if (word := (choices or {}).get(group)) not in (None, "none", "null")}
-    return settings.Request(settings.Sample(**_tuples(node)), dict(sampler), nodes["guidance"], nodes["edit"], words)
+    return settings.Request(
+        settings.Sample(**_tuples(node)), dict(nodes["sampler"] or {}), nodes["guidance"], nodes["edit"], words
+    )
 
 
-def check_evaluate(node: dict[str, Any]) -> settings.Evaluate:
-    """Settings of an evaluation from the composed config. Raises ConfigError with a line for everything that is wrong."""
+def check_evaluate(node: dict[str, Any]) -> settings.Measurement:
+    """What is measured of a checkpoint, from the composed config. Raises ConfigError with a line for everything wrong."""
     node = _with_ckpt(node)
+    nodes = {group: node.pop(group, None) for group in EVALUATE_GROUPS}
     wrong = _root(node, "Evaluate", set())
-    if not node.get("metrics"):
-        wrong.append("metrics is empty: name denoising, bound or bits")
+    trust = node.get("trust") if isinstance(node.get("trust"), list) else []
+    wrong += _asked(nodes, EVALUATE_GROUPS, trust)
+    if not wrong:
+        wrong = _metrics("metrics", node["metrics"], nodes["features"])
+    if not wrong and not node["metrics"]:
+        wrong.append(f"metrics is empty: name some of {', '.join((*words.OF_PICTURES, *words.OF_SAMPLES))}")
     if wrong:
         raise ConfigError("\n".join(wrong))
-    return settings.Evaluate(**_tuples(node))
+    return settings.Measurement(
+        settings.Evaluate(**_tuples(node)), nodes["features"], dict(nodes["sampler"] or {}), nodes["guidance"]
+    )
+
+
+def _asked(nodes: Mapping[str, Any], groups: Mapping[str, str], trust: list[str]) -> list[str]:
+    """What is wrong with the groups of a command that asks a checkpoint."""
+    wrong = []
+    sampler = nodes["sampler"] or {}
+    if isinstance(sampler, Mapping) and "_target_" not in sampler:  # the checkpoint's own, changed
+        steps = signature("diffusion_cli.samplers.Sampler").parameters["steps"].kind
+        if sampler.get("steps") is not None and not steps.holds(sampler["steps"]):
+            wrong.append(f"sampler.steps is {shown(sampler['steps'])}: it must be {steps}")
+    for group, base in groups.items():
+        if isinstance(nodes[group], Mapping) and "_target_" in nodes[group]:
+            wrong += check(nodes[group], base, group, GIVEN.get(group, ()), trust)
+    return wrong
+
+
+def _watched(node: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the figures of samples, and with the best figure, of a training run."""
+    trainer, features = node["trainer"], node.get("features")
+    metrics, best = trainer["metrics"], trainer["best"]
+    wrong = _metrics("trainer.metrics", metrics, features)
+    if metrics and "sampler" not in target_of(node["objective"], "objective", node["trust"]).parameters:
+        wrong.append(f"trainer.metrics={','.join(metrics)}: figures of samples, and this objective makes none")
+    if best is None and trainer["patience"] is not None:
+        wrong.append(f"trainer.patience={trainer['patience']}: without a better what? trainer.best=evaluate/x0_mse says it")
+    if best is not None and not re.fullmatch(r"evaluate(_on_train)?/\w+", best):
+        wrong.append(f"trainer.best is {best}: it must be the name of a figure, as evaluate/x0_mse")
+    return wrong
+
+
+def _metrics(key: str, metrics: Sequence[str], features: Mapping[str, Any] | None) -> list[str]:
+    """What the metrics of samples need and do not have."""
+    name = None if features is None else str(features["_target_"]).rpartition(".")[2].lower()
+    wrong = words.unmet(key, metrics, name)
+    wanted = [metric for metric in metrics if metric in words.OF_SAMPLES]
+    packages = ["torch_fidelity"] if any(words.OF_SAMPLES[metric].library for metric in wanted) or name == "inception" else []
+    packages += ["transformers"] if name in ("dinov2", "clip") else []
+    lacking = [package for package in packages if importlib.util.find_spec(package) is None]
+    if lacking:
+        wrong.append(f"{lacking[0].replace('_', '-')} is not installed: pip install 'diffusion-cli[eval]'")
+    return wrong
 
 
 # what a form of export needs beyond the program itself: package -> the extra that brings it

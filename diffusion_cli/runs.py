@@ -122,3 +122,13 @@ def _whole_lines(path: Path) -> list[str]:
         except ValueError:
             continue
     return lines
+
+
+def on_board(folder: Path, step: int, values: Mapping[str, float]) -> None:
+    """Figures of a checkpoint, made after its training or beside it, in the run's TensorBoard."""
+    try:
+        with SummaryWriter(str(folder / "tensorboard")) as board:
+            for tag, value in values.items():
+                board.add_scalar(tag, value, step)
+    except OSError as error:
+        say(f"TensorBoard's files cannot be written: {error.strerror}")

@@ -28,6 +28,17 @@ class Trainer:
     keep: PositiveInt
     preview: PositiveInt
     evaluate: PositiveInt
+    metrics: tuple[
+        Literal[
+            "fid", "kid", "inception_score", "precision", "recall", "density", "coverage", "class_accuracy",
+            "sliced_wasserstein",
+        ],
+        ...,
+    ]  # fmt: skip
+    metrics_every: NonNegativeInt
+    metrics_n: PositiveInt
+    best: str | None
+    patience: PositiveInt | None
 
     @property
     def end(self) -> int | None:
@@ -92,12 +103,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The root of evaluate.yaml."""
+    """The root of evaluate.yaml, but for its groups."""
 
     ckpt: str
-    metrics: tuple[Literal["denoising", "bound", "bits"], ...]
-    n: PositiveInt
-    split: Literal["train", "test"]
+    metrics: tuple[
+        Literal[
+            "denoising", "bound", "bits",
+            "fid", "kid", "inception_score", "precision", "recall", "density", "coverage", "class_accuracy",
+            "sliced_wasserstein",
+        ],
+        ...,
+    ]  # fmt: skip
+    n: PositiveInt | None
+    repeats: PositiveInt
+    split: Literal["train", "test"] | None
     data: str | None
     seed: NonNegativeInt
     batch: PositiveInt
@@ -106,6 +125,7 @@ class Evaluate:
     weights: Literal["ema", "raw"]
     out: str | None
     device: str
+    compile: bool | Literal["auto"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     trust: tuple[str, ...]
 
@@ -130,6 +150,26 @@ class Export:
     def written(self) -> str:
         """What lies in the folder: `to`, and for the hub the form that is pushed there."""
         return self.form if self.to == "hub" else self.to
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured of a checkpoint, all checked. sampler: as in Request; features: None where none are asked for."""
+
+    root: Evaluate
+    features: dict[str, Any] | None
+    sampler: dict[str, Any]
+    guidance: dict[str, Any]
+
+    def request(self) -> "Request":
+        """As diffusion-sample would be asked for such pictures."""
+        root = self.root
+        sample = Sample(
+            ckpt=root.ckpt, n=1, seed=root.seed, batch=root.batch, out=None, label=None, init=None, strength=None, vary=None,
+            between=None, weights=root.weights, trajectory=False, animation="gif", snapshots=(), nearest=0, data=root.data,
+            format="png", shard=1, device=root.device, compile=root.compile, precision=root.precision, trust=root.trust,
+        )  # fmt: skip
+        return Request(sample, self.sampler, self.guidance, None, {})
 
 
 @dataclass(frozen=True)
@@ -159,7 +199,7 @@ class Plan:
 # what may change between two launches of the same run; all else is frozen
 _FREE = re.compile(
     r"name|device|compile|precision|resume|preview|outputs|trust|(sampler|guidance)\b.*|dataset\.(path|workers|memory)"
-    r"|trainer\.(steps|images|minutes|keep|preview|evaluate|\w+_every)"
+    r"|features\b.*|trainer\.(steps|images|minutes|keep|preview|evaluate|metrics|metrics_n|best|patience|\w+_every)"
 )
 
 

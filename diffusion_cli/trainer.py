@@ -1,6 +1,6 @@
 """The training loop: one order for the first, the last and an interrupted step.
 
-    done? -> report -> preview -> evaluate -> save -> stop -> step
+    done? -> report -> evaluate -> preview -> save -> stop -> step
 
 The trainer knows no diffusion. All randomness is counted (randomness.py), so the state of a run is its tensors and the number
 of steps: a resumed run equals the uninterrupted one to the bit, on the same machine with the same number of threads.
@@ -9,7 +9,7 @@ of steps: a resumed run equals the uninterrupted one to the bit, on the same mac
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,24 +18,29 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffusion_cli import checkpoint, ema
+from diffusion_cli.best import Best
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.data import Batch, Batches, Pictures
 from diffusion_cli.devices import Compute
-from diffusion_cli.errors import NumericError, Stopped, StorageError
+from diffusion_cli.errors import ConfigError, NumericError, Stopped, StorageError
 from diffusion_cli.objectives import Objective, Tally
 from diffusion_cli.optimizers import Optimizer
 from diffusion_cli.randomness import Source, word_of
 from diffusion_cli.runs import Run, say
 from diffusion_cli.settings import Trainer as Settings
-from diffusion_cli.signals import listening
+from diffusion_cli.signals import StopRequest, listening
+
+# the averaged weights -> figures of what they make, or None where a signal came first
+Measure = Callable[[Any, StopRequest], Mapping[str, float] | None]
 
 
 @dataclass
 class Progress:
-    """What is counted: steps made, seconds of work, and sums since the last report."""
+    """What is counted: steps made, seconds of work, and sums since the last report. owed: samples are still to be measured."""
 
     step: int = 0
     seconds: float = 0.0  # of training, over all attempts
+    owed: bool = False
     tallies: dict[str, Tally] = field(default_factory=dict)
 
     def add(self, name: str, tally: Tally) -> None:
@@ -58,12 +63,14 @@ class Trainer:
         compute: Compute,
         seed: int,
         config: Mapping[str, Any],
+        measure: Measure | None = None,
     ):
         self.objective = objective.to(compute.device)
         self.shadow = copy.deepcopy(self.objective).eval().requires_grad_(False)  # the average: never swapped into the other
         self.batches, self.held_out, self.run, self.settings = batches, held_out, run, settings
         self.compute, self.seed, self.config = compute, seed, config
-        self.recipe, self.average = optimizer, average
+        self.recipe, self.average, self.measure = optimizer, average, measure
+        self.best = Best(settings.best)
         self.optimizer = optimizer.make(self.objective.parameters())
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.scales_loss)
         self.parameters = list(self.objective.parameters())
@@ -88,22 +95,43 @@ class Trainer:
                 fresh = step > first  # what stands at `first` was done before the interruption
                 if fresh and (done or step % settings.report_every == 0):
                     figures |= self.report(bar, quiet=not done and bar.disable is False)
+                found: dict[str, float] = {}
+                if fresh and (done or _due(step, settings.evaluate_every)):
+                    found |= self.evaluate()
+                if progress.owed or (fresh and (done or _due(step, settings.metrics_every))):
+                    found |= self.watch(stop)
+                figures |= found
+                better = self.best.hear(step, found)
+                done = done or self.best.given_up(settings.patience)
                 if fresh and (done or _due(step, settings.preview_every)):
                     self.preview()
-                if fresh and (done or _due(step, settings.evaluate_every)):
-                    figures |= self.evaluate()
-                if fresh and (done or stop.number or _due(step, settings.save_every)):
+                if fresh and (done or stop.number or better or _due(step, settings.save_every)):
                     self.save()
+                elif better:  # what was owed at `first`, whose checkpoint is there
+                    checkpoint.point(run.checkpoints, self.best.state())
                 if done or stop.number:
                     break
                 paused = time.perf_counter() - began
                 self.step(next(batches))
                 progress.seconds += time.perf_counter() - began - paused
                 bar.update()
-        if stop.number and not done:
+        if stop.number and (not done or progress.owed):
             saved = ", saved" if progress.step > first else ", nothing new to save"
             raise Stopped(f"stopped by {stop.name} at step {progress.step}{saved}: the same command goes on", stop.number)
         return figures
+
+    def check_best(self, measured: list[str]) -> None:
+        """ConfigError, before any step, where the best figure is none that this run has. measured: those of samples."""
+        wanted = self.settings.best
+        if wanted is None or wanted.removeprefix("evaluate/") in measured:
+            return
+        pictures, where = self._judges()
+        source = Source(0, torch.arange(1, device=self.compute.device))
+        with self.compute.precision():
+            names = [f"{where}/{name}" for name in self.shadow.evaluate(pictures, source, 1)]
+        there = [name for name in names if name.count("/") == 1] + [f"evaluate/{name}" for name in measured]
+        if wanted not in there:
+            raise ConfigError(f"trainer.best is {wanted}: this run has {', '.join(there)}")
 
     def done(self) -> bool:
         return self.settings.reached(self.progress.step, self.progress.seconds)
@@ -181,8 +209,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Figures of the averaged weights on held-out pictures, or on the trained ones where none are held out."""
-        pictures = self.held_out or self.batches.pictures
-        where = "evaluate" if self.held_out is not None else "evaluate_on_train"
+        pictures, where = self._judges()
         count = min(self.settings.evaluate, len(pictures))
         source = Source(word_of(self.seed, "evaluate"), torch.arange(count, device=self.compute.device))
         with self.compute.precision():
@@ -190,6 +217,21 @@ class Trainer:
         values = {f"{where}/{name}": value for name, value in found.items()}
         self.run.figures(self.progress.step, values)
         return {name: value for name, value in values.items() if name.count("/") == 1}
+
+    def watch(self, stop: StopRequest) -> dict[str, float]:
+        """Figures of what the averaged weights make; owed, where a signal comes first."""
+        if self.measure is None:
+            return {}
+        found = self.measure(self.shadow, stop)
+        self.progress.owed = found is None
+        values = {f"evaluate/{name}": value for name, value in (found or {}).items()}
+        if values:
+            self.run.figures(self.progress.step, values)
+        return values
+
+    def _judges(self) -> tuple[Pictures, str]:
+        """The pictures of an evaluation, and the place of its figures."""
+        return (self.batches.pictures, "evaluate_on_train") if self.held_out is None else (self.held_out, "evaluate")
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -218,9 +260,13 @@ class Trainer:
                 "seconds": self.progress.seconds,
                 "reported": list(self.reported),
                 "scaler": self.scaler.state_dict(),
+                "best": self.best.state(),
+                "owed": self.progress.owed,
             },
         )
-        checkpoint.tidy(self.run.checkpoints, self.settings.keep)
+        if self.best.step is not None:
+            checkpoint.point(self.run.checkpoints, self.best.state())
+        checkpoint.tidy(self.run.checkpoints, self.settings.keep, self.best.step)
         self.run.status("running", self.progress.step, total=self.settings.end)
 
     def restore(self, start: Checkpoint) -> None:
@@ -240,6 +286,8 @@ class Trainer:
             self.progress.tallies[name] = Tally(*(sums[f"{name}/{part}"].to(self.compute.device) for part in Tally._fields))
         self.scaler.load_state_dict(start.state["scaler"])
         self.progress.step, self.progress.seconds = start.state["step"], start.state["seconds"]
+        self.best, self.progress.owed = Best.of_state(self.settings.best, start.state), bool(start.state.get("owed"))
+        checkpoint.point(self.run.checkpoints, None if self.best.step is None else self.best.state())
         self.reported = (start.state["reported"][0], start.state["reported"][1])
 
 

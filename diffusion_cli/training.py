@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffusion_cli import checkpoint, drawing, storage
 from diffusion_cli.assembly import Facts, objective_of, rehearse
+from diffusion_cli.best import Best
 from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.data import Batches, Dataset, Pictures
@@ -18,6 +19,7 @@ from diffusion_cli.data.pixels import to_uint8
 from diffusion_cli.devices import choose
 from diffusion_cli.ema import EMA
 from diffusion_cli.errors import ConfigError, Stopped, StorageError
+from diffusion_cli.evaluation.watch import watch_of
 from diffusion_cli.objectives import Objective
 from diffusion_cli.objectives.denoising import spread
 from diffusion_cli.optimizers import Optimizer
@@ -41,8 +43,10 @@ def train(plan: Plan) -> dict[str, float]:
         return {}
     start = _start(folder, node, root.resume)
     ended = status_of(folder).get("state") == "finished"  # or interrupted after its last checkpoint: the rest is made up for
-    if start is not None and ended and settings.reached(start.step, start.state["seconds"]):
+    given_up = start is not None and Best.of_state(settings.best, start.state).given_up(settings.patience)
+    if start is not None and ended and (given_up or settings.reached(start.step, start.state["seconds"])):
         limit = "steps" if settings.steps is not None else "images" if settings.images is not None else "minutes"
+        limit = "patience" if given_up else limit
         say(f"{folder} is finished at step {start.step:,}: a larger trainer.{limit}= goes on, another name= starts anew")
         _say_next(folder, rehearsed)
         return dict(status_of(folder).get("figures", {}))
@@ -68,6 +72,7 @@ def train(plan: Plan) -> dict[str, float]:
             say(f"going on from step {start.step:,}" + (f" of {settings.end:,}" if settings.end is not None else ""))
         sizes = {"train": len(pictures), "test": 0 if held_out is None else len(held_out)}
         saved = {"config": _plain(node), "facts": dict(facts), "pictures": sizes}
+        watch = watch_of(plan, pictures, facts, compute)
         trainer = Trainer(
             objective,
             Batches(pictures, settings.batch, root.seed, dataset.flip, compute.device),
@@ -79,7 +84,9 @@ def train(plan: Plan) -> dict[str, float]:
             compute,
             root.seed,
             saved,
+            watch,
         )
+        trainer.check_best([] if watch is None else watch.names)
         run.write("config.yaml", yaml.safe_dump(saved["config"], sort_keys=False).encode())
         run.open_figures(step)
         if start is None:
@@ -88,7 +95,10 @@ def train(plan: Plan) -> dict[str, float]:
         step = trainer.progress.step
         run.hyperparameters(step, flat(saved["config"]), figures)
         _draw_history(run, objective)
-        run.status("finished", step, total=settings.end, figures=figures)
+        reason = _early(trainer)
+        run.status("finished", step, total=settings.end, figures=figures, **({} if reason is None else {"reason": reason}))
+        if reason is not None:
+            say(reason)
         say(
             f"done in {time.perf_counter() - began:.0f} s: "
             + ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
@@ -184,6 +194,15 @@ def _draw_history(run: Run, objective: Objective, frames: int = 10) -> None:
     sheets = [Image.open(path).convert("RGB") for path in wanted]
     if len(sheets) > 1 and len({sheet.size for sheet in sheets}) == 1:
         run.write("growth.gif", drawing.gif([sheet.convert("P", palette=Image.Palette.ADAPTIVE) for sheet in sheets], 500))
+
+
+def _early(trainer: Trainer) -> str | None:
+    """Why a run ended before its last step, if it did."""
+    best, settings = trainer.best, trainer.settings
+    if not best.given_up(settings.patience) or trainer.done():
+        return None
+    where = "" if best.step is None else f" than {best.value:.6g} of step {best.step:,}"
+    return f"stopped at step {trainer.progress.step:,}: {best.figure} was no better{where} in {best.worse} evaluations"
 
 
 def _say_next(folder: Path, objective: Objective) -> None:

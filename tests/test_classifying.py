@@ -13,10 +13,10 @@ from diffusion_cli import config, signatures
 from diffusion_cli.assembly import Facts, objective_of, rehearse
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.evaluation.denoising import LEVELS
 from diffusion_cli.models import Classifier, Encoder
 from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.objectives import Classifying
-from diffusion_cli.objectives.noise_levels import LEVELS
 from diffusion_cli.randomness import Source
 from diffusion_cli.schedules import Flow, Schedule
 

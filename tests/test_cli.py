@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_cli import cli
-from diffusion_cli.commands import sample, train
+from diffusion_cli.commands import evaluate, sample, train
 from diffusion_cli.config import CONFIGS
+from diffusion_cli.evaluation.words import OF_PICTURES, OF_SAMPLES
 
 BIN = Path(sys.executable).parent
 T, S = "train", "sample"
@@ -160,7 +161,7 @@ class Refuse:
         if name.split(".")[0] in ("torch", "torchvision", "datasets", "safetensors", "matplotlib", "tensorboard"):
             raise AssertionError(f"{name} was imported")
 sys.meta_path.insert(0, Refuse())
-from diffusion_cli.commands import sample, train
+from diffusion_cli.commands import evaluate, sample, train
 for command, line in json.load(sys.stdin):
     sys.argv = [f"diffusion-{command}", *line.split()]
     out, err, code = io.StringIO(), io.StringIO(), 0
@@ -265,12 +266,12 @@ def command(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedP
 
 def help_of(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
     monkeypatch.setattr(sys, "argv", [f"diffusion-{name}", *(words or ("--help",))])
-    {"train": train, "sample": sample}[name].main()
+    {"train": train, "sample": sample, "evaluate": evaluate}[name].main()
     return capsys.readouterr().out
 
 
 def test_help_comes_before_torch(tmp_path: Path) -> None:
-    for name in ("train", "sample"):
+    for name in ("train", "sample", "evaluate"):
         code = (
             f"import sys; sys.argv = ['diffusion-{name}', '--help']; from diffusion_cli.commands.{name} import main; main(); "
             "assert not {'torch', 'hydra', 'datasets'} & sys.modules.keys(), 'imported'"
@@ -308,6 +309,17 @@ def test_sample_help_names_every_sampler_and_setting(
         assert path.stem in page
     for key in ("ckpt", "n", "seed", "strength", "trajectory", "sampler.steps"):
         assert re.search(rf"^  {re.escape(key)}=", page, re.M)
+
+
+def test_evaluate_help_names_every_metric_and_feature(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = help_of("evaluate", capsys, monkeypatch)
+    for word in (*OF_PICTURES, *OF_SAMPLES, *(path.stem for path in (CONFIGS / "features").glob("*.yaml"))):
+        assert re.search(rf"\b{word}\b", page), word
+    for key in ("ckpt", "n", "repeats", "split", "sampler.steps"):
+        assert re.search(rf"^  {re.escape(key)}=", page, re.M)
+    assert max(map(len, page.splitlines())) <= 128
 
 
 @pytest.mark.parametrize("words", [["--help", "model=unet"], ["model=unett", "--help"], ["-h"]])

@@ -18,7 +18,7 @@ from diffusion_cli.data.digits import Digits
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.devices import choose
 from diffusion_cli.errors import ConfigError, Stopped
-from diffusion_cli.evaluation.features import Features, middle_of, pooled
+from diffusion_cli.evaluation.middle import Middle, middle_of, pooled
 from diffusion_cli.evaluation.nearest import close, copied, nearest, threshold
 from diffusion_cli.models import DiT, Network, UNet, UNetBasic, UNetGated
 from diffusion_cli.predictions import V
@@ -157,10 +157,10 @@ def test_features_are_of_the_picture_alone() -> None:
     denoiser = denoiser_of(UNet, width=8, groups=4, multipliers=(1, 2), blocks=1)
     images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     middle = middle_of(denoiser, images)
-    bare = Features(denoiser, middle)
+    bare = Middle(denoiser, middle)
     f = bare(images)
     assert torch.allclose(bare(images[[3, 3]]), f[[3, 3]], rtol=0, atol=1e-6) and (f[0] - f[1]).norm() > 1e-3
-    centred = Features(denoiser, middle, f.mean(0))(images)
+    centred = Middle(denoiser, middle, f.mean(0))(images)
     assert torch.allclose(centred.norm(dim=1), torch.ones(6, dtype=torch.float64), atol=1e-9)
     assert not any(module._forward_hooks for module in denoiser.modules())
     assert torch.equal(pooled(torch.ones(2, 3, 4, 4)), torch.ones(2, 3)) and pooled(torch.ones(2, 5, 7)).shape == (2, 7)

@@ -20,8 +20,8 @@ PACKAGE = REPO / "diffusion_cli"
 # The floor of every module and folder right under diffusion_cli/ (docs/architecture.md): imports point down or stay level.
 FLOORS = {
     4: "commands sweeps config help cli",
-    3: "training sampling trainer assembly objectives evaluation exporting checkpoint runs distributed build storage "
-    "optimizers ema settings devices drawing signals status",
+    3: "training sampling trainer assembly objectives evaluation exporting features checkpoint best runs distributed build "
+    "storage optimizers ema settings devices drawing signals status",
     2: "denoiser losses samplers guidance editing walking noisy_classifier",
     1: "models data codecs conditioning vision pictures",
     0: "schedules predictions randomness errors ranges signatures",

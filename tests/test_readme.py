@@ -8,11 +8,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from diffusion_cli import cli, config
-from diffusion_cli.commands import sample, train
+from diffusion_cli.commands import evaluate, sample, train
 from diffusion_cli.sweeps import space
 
 REPO = Path(__file__).resolve().parents[1]
-COMMAND = re.compile(r"^(?:\$ |#\s+|python3 scripts/run\.py )?(diffusion-(?:train|sample)(?: .*)?)$")
+COMMAND = re.compile(r"^(?:\$ |#\s+|python3 scripts/run\.py )?(diffusion-(?:train|sample|evaluate)(?: .*)?)$")
 
 
 def commands() -> list[str]:
@@ -20,7 +20,7 @@ def commands() -> list[str]:
     pages = [REPO / "README.md", *(REPO / "docs").glob("*.md"), *(REPO / "configs/experiment").glob("*.yaml")]
     lines = [line.strip() for page in pages if page.name != "extending.md" for line in page.read_text().splitlines()]
     found = [match[1] for line in lines if (match := COMMAND.match(line))]
-    found += [example for example, _ in (*train.EXAMPLES, *sample.EXAMPLES)]
+    found += [example for example, _ in (*train.EXAMPLES, *sample.EXAMPLES, *evaluate.EXAMPLES)]
     return sorted({re.split(r"\s{2,}|\s#", command)[0].strip() for command in found if "..." not in command})
 
 
@@ -34,13 +34,14 @@ def test_command_is_right(command: str) -> None:
     if words == ["trainer.stepz=3"]:
         pytest.skip("the README's example of a mistake")
     said = cli.overrides([cli.with_home(word) for word in words])
-    said = sample.with_scale(said) if program == "diffusion-sample" else said
+    said = said if program == "diffusion-train" else sample.with_scale(said)
     fixed, varied = space.parse({}, said) if cli.is_multirun(words) else (said, {})
     singles = [*fixed, *(f"{key}={choices.values[0]}" for key, choices in varied.items())]
     primary = program.removeprefix("diffusion-")
     with initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         node = config.plain(compose(primary, singles))
-    assert config.check_train(node) if primary == "train" else config.check_sample(node)
+    check = {"train": config.check_train, "sample": config.check_sample, "evaluate": config.check_evaluate}[primary]
+    assert check(node)
 
 
 def test_every_recipe_is_in_the_readme() -> None:

@@ -1,107 +1,100 @@
-"""An evaluation from its checked settings: figures of a checkpoint on held-out pictures, each with how it was made."""
+"""An evaluation from its checked settings: figures of a checkpoint, each with its spread and with how it was made.
 
+Rows are made by number, shared out to all processes, and read by the first one (rows.py), which keeps what they amount to as
+evaluated/*.json of the run and in its TensorBoard.
+"""
+
+import hashlib
 import json
-import math
+import re
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_cli import storage
-from diffusion_cli.assembly import Facts
 from diffusion_cli.checkpoint import Checkpoint
-from diffusion_cli.data import Pictures
-from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.devices import choose
-from diffusion_cli.errors import ConfigError
-from diffusion_cli.evaluation.denoising import errors_by_level
-from diffusion_cli.evaluation.likelihood import of_bound, of_flow
-from diffusion_cli.objectives.denoising import gather
-from diffusion_cli.randomness import Source, word_of
-from diffusion_cli.runs import say
-from diffusion_cli.samplers import Denoise
-from diffusion_cli.sampling.finding import dataset_of, find, load_denoiser
-from diffusion_cli.schedules import Mix, Schedule
-from diffusion_cli.settings import Evaluate
-
-Measure = Callable[[Denoise, Schedule, Tensor, Source], dict[str, Tensor]]  # images uint8 [B, C, H, W] -> figures [B]
+from diffusion_cli.distributed import process
+from diffusion_cli.evaluation.figures import Figure, shown
+from diffusion_cli.evaluation.parts import Part, of_pictures, of_samples
+from diffusion_cli.evaluation.rows import Ledger
+from diffusion_cli.evaluation.words import OF_PICTURES, OF_SAMPLES
+from diffusion_cli.runs import on_board, say
+from diffusion_cli.sampling.finding import dataset_of, find
+from diffusion_cli.sampling.question import alone
+from diffusion_cli.settings import Evaluate, Measurement
+from diffusion_cli.signals import listening
 
 
-def evaluate(settings: Evaluate) -> Path:
-    """Measures what the settings ask for, prints it and returns the file that keeps it. Raises UserError."""
-    began = time.perf_counter()
-    compute = choose(settings.device, settings.precision, False, say)
+def evaluate(wanted: Measurement) -> Path:
+    """Measures what the settings ask for, prints it and returns the file that keeps it. Raises UserError, Stopped."""
+    began, settings, me = time.perf_counter(), wanted.root, process()
+    compute = choose(me.device(settings.device), settings.precision, settings.compile, say)
     found = find(Path(settings.ckpt))
-    denoiser = load_denoiser(found, settings.weights, settings.trust).to(compute.device)
-    if isinstance(denoiser.schedule, Mix) and {"bits", "bound"} & set(settings.metrics):
-        raise ConfigError(
-            "metrics: bits and bound need Gaussian noise, and schedule=mix is uniform: ask for metrics=[denoising]"
-        )
-    pictures, split = _pictures(found, settings)
-    count = min(settings.n, len(pictures))
-    say(f"{found.folder}: {settings.weights} weights, {count} pictures of the {split} split, {compute}")
-    measures = {
-        "denoising": errors_by_level,
-        "bound": lambda ask, schedule, images, source: {
-            "bits_per_dim_bound": of_bound(ask, schedule, images, source, settings.levels)
-        },
-        "bits": lambda ask, schedule, images, source: {
-            "bits_per_dim": of_flow(ask, schedule, images, source, settings.tolerance, settings.tolerance)
-        },
+    dataset = dataset_of(found, settings.data, settings.trust)
+    ours = [metric for metric in settings.metrics if metric in OF_SAMPLES]
+    parts = [of_samples(found, dataset, wanted, ours, compute)] if ours else []
+    if set(settings.metrics) & set(OF_PICTURES):
+        parts.append(of_pictures(found, dataset, settings, compute))
+    say(f"{found.folder}: {settings.weights} weights, {compute}" + (f", {me.world} processes" if me.world > 1 else ""))
+    common = {"weights": settings.weights, "seed": settings.seed, "step": found.step, "checkpoint": found.digest}
+    common["batch"] = settings.batch
+    key = _digest({**common, "parts": [part.asked for part in parts]})
+    path = _path(settings, found, parts, key)
+    ledgers = [Ledger(path.parent / f".rows_{key}", part.name, part.count, settings.batch) for part in parts]
+    total = sum(part.count for part in parts) // me.world
+    with listening() as stop, tqdm(total=total, unit="picture", disable=None if me.first else True, leave=False) as bar:
+        if not me.first:
+            for part, ledger in zip(parts, ledgers, strict=True):
+                ledger.fill(part.make, me, stop, bar.update)
+            return path
+        work = ledgers[0].folder
+        storage.make_folder(work)
+        with alone(work):
+            for part, ledger in zip(parts, ledgers, strict=True):
+                ledger.fill(part.make, me, stop, bar.update)
+            made = time.perf_counter() - began
+            figures: dict[str, Figure] = {}
+            made_by: dict[str, Any] = {}
+            for part, ledger in zip(parts, ledgers, strict=True):
+                some, facts = part.conclude(ledger.read(stop), stop)
+                figures |= some
+                made_by |= {key: value for key, value in facts.items() if key not in made_by}  # n, split: of samples first
+            storage.remove(work)
+    made_by |= common | {
+        "device": re.sub(r"^cuda:\d+", "cuda", str(compute)),
+        "processes": me.world,
+        "torch": torch.__version__,
     }
-    rows: dict[str, list[Tensor]] = {}
-    with compute.precision(), tqdm(total=count * len(settings.metrics), unit="picture", disable=None, leave=False) as bar:
-        for images, source, ask in _batches(denoiser, pictures, found.config["facts"], count, settings, compute.device):
-            for word in settings.metrics:
-                for name, values in measures[word](ask, denoiser.schedule, images, source).items():
-                    rows.setdefault(name, []).append(values.cpu())
-                bar.update(len(images))
-    figures = {name: _summary(torch.cat(values)) for name, values in rows.items()}
-    made_by = {"n": count, "split": split, "seed": settings.seed, "weights": settings.weights, "step": found.step}
-    made_by |= {"checkpoint": found.digest, "levels": settings.levels, "tolerance": settings.tolerance, "device": str(compute)}
+    seconds = time.perf_counter() - began
+    made_by |= {"date": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": round(seconds, 3)}
+    width = max(map(len, figures))
     for name, figure in figures.items():
-        say(f"{name:<24} {figure['mean']:.4f} +- {figure['standard_error']:.4f}   n={count}, {split}, {settings.weights}")
-    path = _path(settings, found, split, count)
-    storage.make_folder(path.parent)
+        say(shown(name, figure, width))
     storage.write(path, (json.dumps({"figures": figures, "made_by": made_by}, indent=1) + "\n").encode())
-    say(f"{time.perf_counter() - began:.1f} s: {path}")
+    if found.folder.parent.name == "checkpoints":
+        where = "evaluate" if settings.weights == "ema" else "evaluate_raw"
+        on_board(_home(found), found.step, {f"{where}/{name}": figure["value"] for name, figure in figures.items()})
+    say(f"{seconds:.1f} s, of which {made:.1f} s for {sum(part.count for part in parts):,} pictures: {path}")
     return path
 
 
-def _summary(values: Tensor) -> dict[str, float]:
-    values = values.double()
-    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return {"mean": float(values.mean()), "standard_error": error}
+def _home(found: Checkpoint) -> Path:
+    """The run of a checkpoint, or the checkpoint itself where it lies alone."""
+    return found.folder.parent.parent if found.folder.parent.name == "checkpoints" else found.folder
 
 
-def _pictures(found: Checkpoint, settings: Evaluate) -> tuple[Pictures, str]:
-    """The split asked for, or the training pictures where there is no other, and which it is."""
-    dataset = dataset_of(found, settings.data, settings.trust)
-    pictures = dataset.load(settings.split)
-    if pictures is None:
-        say(f"the data set has no {settings.split} split: these are pictures that the network was trained on")
-        pictures = dataset.load("train")
-        return pictures, "train"  # type: ignore[return-value]
-    return pictures, settings.split
-
-
-def _batches(
-    denoiser: Denoiser, pictures: Pictures, facts: Facts, count: int, settings: Evaluate, device: torch.device
-) -> Iterator[tuple[Tensor, Source, Denoise]]:
-    """(uint8 [B, C, H, W], source, question under the pictures' own labels) until `count` pictures are through."""
-    for first in range(0, count, settings.batch):
-        ids = torch.arange(first, min(first + settings.batch, count))
-        labels = pictures.labels[ids].to(device) if facts["taught"] and pictures.labels is not None else None
-        ask: Denoise = lambda x, t, labels=labels: denoiser(x, t, labels)  # type: ignore[misc]  # noqa: E731
-        yield gather(pictures, ids).to(device), Source(word_of(settings.seed, "evaluate"), ids.to(device)), ask
-
-
-def _path(settings: Evaluate, found: Checkpoint, split: str, count: int) -> Path:
+def _path(settings: Evaluate, found: Checkpoint, parts: list[Part], key: str) -> Path:
     if settings.out is not None:
         return Path(settings.out)
-    run = found.folder.parent.parent if found.folder.parent.name == "checkpoints" else found.folder
-    words = [f"step_{found.step:08d}", *settings.metrics, split, f"n_{count}", f"seed_{settings.seed}"]
-    return run / "evaluated" / ("-".join([*words, *(["raw"] if settings.weights == "raw" else [])]) + ".json")
+    metrics = [*settings.metrics[:3], *([f"and_{len(settings.metrics) - 3}_more"] if len(settings.metrics) > 3 else [])]
+    words = [f"step_{found.step:08d}", *metrics, *(word for part in parts for word in part.words), f"seed_{settings.seed}"]
+    words += ["raw"] if settings.weights == "raw" else []
+    return _home(found) / "evaluated" / f"{'-'.join([*words, key[:6]])}.json"
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from diffusion_cli import drawing
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.data.pixels import to_float, to_uint8
+from diffusion_cli.evaluation.denoising import LEVELS
 from diffusion_cli.losses import Times
 from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.objectives.denoising import gather, spread
-from diffusion_cli.objectives.noise_levels import BIN_NAMES, LEVELS, by_noise
+from diffusion_cli.objectives.noise_levels import BIN_NAMES, by_noise
 from diffusion_cli.objectives.objective import Objective, Tally
 from diffusion_cli.randomness import Source
 from diffusion_cli.schedules import Schedule

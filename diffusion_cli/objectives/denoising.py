@@ -16,9 +16,10 @@ from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.data.streaming import mended
 from diffusion_cli.denoiser import Denoiser
+from diffusion_cli.evaluation.denoising import errors_by_level
 from diffusion_cli.guidance import Guidance, Unguided
 from diffusion_cli.losses import Loss
-from diffusion_cli.objectives.noise_levels import BIN_NAMES, LEVELS, by_noise
+from diffusion_cli.objectives.noise_levels import BIN_NAMES, by_noise
 from diffusion_cli.objectives.objective import Objective, Tally
 from diffusion_cli.randomness import Source
 from diffusion_cli.ranges import Fraction
@@ -131,23 +132,16 @@ class Denoising(Objective):
 
         It compares networks of any schedule, prediction and loss: all see the same pictures, noise and noise levels.
         """
-        schedule, device = self.denoiser.schedule, source.slots.device
-        sums = torch.zeros(len(LEVELS), device=device)
-        count = min(len(pictures), len(source.slots))
+        device, count = source.slots.device, min(len(pictures), len(source.slots))
+        sums: dict[str, Tensor] = {}
         for first in range(0, count, batch):
             ids = torch.arange(first, min(first + batch, count))
-            x0 = to_float(gather(pictures, ids)).to(device)
-            here = Source(source.seed, source.slots[first : first + len(ids)], source.step)
             label = pictures.labels[ids].to(device) if self.taught and pictures.labels is not None else None
-            noise = schedule.noise(here, "noise", x0.shape[1:])
-            for k, level in enumerate(LEVELS):
-                t = schedule.t_of_log_snr(torch.full((len(ids),), level, device=device))
-                foreseen = self.denoiser(schedule.mix(x0, noise, t), t, label).clamp(-1, 1)
-                sums[k] += (foreseen - x0).square().flatten(1).mean(1).sum()
-        errors = (sums / count).tolist()
-        return {"x0_mse": sum(errors) / len(errors)} | {
-            f"x0_mse_by_log_snr/{level:+.0f}": error for level, error in zip(LEVELS, errors, strict=True)
-        }
+            ask = lambda x, t, label=label: self.denoiser(x, t, label)  # noqa: E731
+            here = Source(source.seed, source.slots[first : first + len(ids)], source.step)
+            for name, errors in errors_by_level(ask, self.denoiser.schedule, gather(pictures, ids).to(device), here).items():
+                sums[name] = sums.get(name, 0) + errors.sum()
+        return {name: float(total) / count for name, total in sums.items()}
 
 
 def gather(pictures: Pictures, ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Noise levels at which objectives report: tenths of t while training, fixed log_snr in evaluation."""
+"""Noise levels at which objectives report while training: tenths of t."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,6 @@ from diffusion_cli.objectives.objective import Tally
 
 BINS = 10
 BIN_NAMES = [f"t_{k / BINS:.1f}_to_{(k + 1) / BINS:.1f}" for k in range(BINS)]
-LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0, -8.0)  # log_snr: nearly clean to nearly noise
 
 
 def by_noise(t: Tensor, values: Tensor) -> Tally:

@@ -19,9 +19,14 @@ from diffusion_cli.signatures import did_you_mean
 def find(path: Path, word: str = "ckpt") -> Checkpoint:
     """The checkpoint at a path: a run's newest good one, or that very folder. Raises StorageError with the way out.
 
-    word: the setting that said the path, for messages.
+    checkpoints/best of a run is the one that trainer.best kept. word: the setting that said the path, for messages.
     """
     path = path.expanduser()
+    if path.name == "best" and path.parent.name == "checkpoints":
+        try:
+            path = checkpoint.pointed(path.parent)
+        except Damaged:
+            raise ConfigError(f"{word}={path}: this run kept no best checkpoint; trainer.best=evaluate/x0_mse does") from None
     if (path / "manifest.json").exists() or path.name.startswith("step_"):
         try:
             return checkpoint.load(path)

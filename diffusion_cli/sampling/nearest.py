@@ -16,7 +16,7 @@ from diffusion_cli import drawing, storage
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.data import Dataset, Pictures
 from diffusion_cli.devices import Compute
-from diffusion_cli.evaluation.features import LOG_SNR, Features, middle_of
+from diffusion_cli.evaluation.middle import LOG_SNR, Middle, middle_of
 from diffusion_cli.evaluation.nearest import AMONG, Near, close, copied, nearest, threshold
 from diffusion_cli.objectives.denoising import gather
 from diffusion_cli.runs import say
@@ -88,18 +88,18 @@ def compare(
     )
 
 
-def _features(found: Checkpoint, settings: Sample, compute: Compute, some: Tensor) -> Features | None:
+def _features(found: Checkpoint, settings: Sample, compute: Compute, some: Tensor) -> Middle | None:
     """Of the network as it was trained, neither compiled nor autocast; centred on some training pictures."""
     denoiser = load_denoiser(found, settings.weights, settings.trust).to(compute.device)
     middle = middle_of(denoiser, some[:1])
     if middle is None:
         say("nearest: this network has no maps or tokens inside, so pixels alone are compared")
         return None
-    bare = Features(denoiser, middle)
-    return Features(denoiser, middle, _seen(bare, some).mean(0))
+    bare = Middle(denoiser, middle)
+    return Middle(denoiser, middle, _seen(bare, some).mean(0))
 
 
-def _name(features: Features) -> str:
+def _name(features: Middle) -> str:
     return next(name for name, module in features.denoiser.network.named_modules() if module is features.middle)
 
 

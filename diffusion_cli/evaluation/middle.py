@@ -22,7 +22,7 @@ LOG_SNR = 4.0  # sigma / alpha = 0.135: t of about 60 in a thousand of DDPM
 
 
 @dataclass(frozen=True)
-class Features:
+class Middle:
     """middle: the module whose output is looked at, one of the denoiser's network; mean [D]: what is taken off."""
 
     denoiser: Denoiser

@@ -1,0 +1,86 @@
+"""Figures of samples while training: of the averaged weights, on a cadence, as diffusion-evaluate finds them afterwards."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_cli.assembly import Facts
+from diffusion_cli.build import build
+from diffusion_cli.data import Pictures
+from diffusion_cli.devices import Compute
+from diffusion_cli.errors import Stopped
+from diffusion_cli.evaluation.figures import draws_of, of_samples
+from diffusion_cli.evaluation.parts import check_labels, look_of, warn
+from diffusion_cli.evaluation.reference import Reference, reference_of
+from diffusion_cli.evaluation.rows import made
+from diffusion_cli.evaluation.samples import Look, Samples, rows_of_samples, shares_of
+from diffusion_cli.evaluation.words import name_of
+from diffusion_cli.guidance import Guidance
+from diffusion_cli.objectives import Denoising
+from diffusion_cli.samplers import Sampler
+from diffusion_cli.settings import Plan
+from diffusion_cli.signals import StopRequest, listening
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """n samples of the seed by the run's own sampler and guidance, as its previews are made, with labels as in training."""
+
+    metrics: Sequence[str]
+    n: int
+    look: Look
+    reference: Reference
+    sampler: Sampler
+    guidance: Guidance
+    shares: Tensor | None
+    seed: int
+    batch: int
+    compute: Compute
+
+    @property
+    def names(self) -> list[str]:
+        return [name_of(metric, self.look.name, self.n) for metric in self.metrics]
+
+    def __call__(self, objective: Denoising, stop: StopRequest) -> dict[str, float] | None:
+        """By name; None after a signal."""
+        samples = Samples(objective.denoiser, self.sampler, self.guidance, None, self.shares, self.seed, self.compute)
+        try:
+            table = made(lambda ids: rows_of_samples(samples, self.look, ids), 0, self.n, self.batch, stop, lambda count: None)
+        except Stopped:
+            return None
+        found = of_samples(self.metrics, draws_of(table, self.n), self.reference, self.look.name)
+        return {name: figure["value"] for name, figure in found.items()}
+
+
+def watch_of(plan: Plan, pictures: Pictures, facts: Facts, compute: Compute) -> Watch | None:
+    """What the plan's trainer.metrics ask for, beside the training pictures; None where they ask for nothing.
+
+    Raises UserError for what cannot be measured, Stopped after a signal.
+    """
+    settings, trust = plan.trainer, plan.root.trust
+    if not settings.metrics:
+        return None
+    parts: Mapping[str, Any] = plan.node
+    look = look_of(parts.get("features"), settings.metrics, facts, compute.device, trust)
+    shares = shares_of(pictures) if facts["taught"] else None
+    check_labels(settings.metrics, shares is not None, look.extractor, facts["classes"])
+    warn(settings.metrics, settings.metrics_n)
+    with listening() as stop:
+        reference = reference_of(pictures, "train", look, settings.batch, torch.device(compute.device), stop)
+    sampler = build(parts["sampler"], Sampler, "sampler", trust=trust)
+    guidance = build(parts["guidance"], Guidance, "guidance", trust=trust)
+    return Watch(
+        settings.metrics,
+        settings.metrics_n,
+        look,
+        reference,
+        sampler,
+        guidance,
+        shares,
+        plan.root.seed,
+        settings.batch,
+        compute,
+    )
