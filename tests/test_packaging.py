@@ -21,7 +21,7 @@ PACKAGE = REPO / "diffusion_cli"
 FLOORS = {
     4: "commands config help cli",
     3: "training sampling trainer assembly objectives evaluation checkpoint runs distributed build storage optimizers ema "
-    "settings devices drawing signals",
+    "settings devices drawing signals report",
     2: "denoiser losses samplers guidance editing walking noisy_classifier",
     1: "models data codecs conditioning vision pictures",
     0: "schedules predictions randomness errors ranges signatures",
@@ -192,7 +192,9 @@ def test_wheel_is_whole(tmp_path: Path) -> None:
     configs = {f"diffusion_cli/{file.relative_to(REPO).as_posix()}" for file in (REPO / "configs").rglob("*.yaml")}
     sources = {file.relative_to(REPO).as_posix() for file in SOURCES}
     assert configs
-    assert configs | sources | {"diffusion_cli/data/digits.npz"} <= names
+    page = {file.relative_to(REPO).as_posix() for file in (PACKAGE / "report").iterdir() if file.is_file()}
+    assert {"diffusion_cli/report/page.html", "diffusion_cli/report/echarts.LICENSE.txt"} <= page
+    assert configs | sources | page | {"diffusion_cli/data/digits.npz"} <= names
     assert not [name for name in names if not name.startswith(("diffusion_cli/", "diffusion_cli-"))]
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
     assert set(PYPROJECT["project"]["scripts"]) <= set(re.findall(r"[\w-]+", archive.read(entry_points).decode()))
