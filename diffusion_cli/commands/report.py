@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from diffusion_cli import cli, config
 from diffusion_cli.errors import ConfigError, UserError
 
-ABOUT = """diffusion-report writes one HTML file of a run, of a sweep or of several: samples over training, curves, figures, configs, a table
-that sorts and filters, two runs side by side. It opens by double click and needs no server and no network."""
+ABOUT = """diffusion-report writes one HTML file of a run, of a sweep or of several: samples over training, curves, figures,
+configs, a table that sorts and filters, two runs side by side. It opens by double click: no server, no network."""
 
 EXAMPLES = (
     ("diffusion-report outputs/digits", "one run; the page is outputs/digits/report.html"),

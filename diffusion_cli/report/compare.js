@@ -84,7 +84,7 @@ function settingsOf(pair) {
 }
 
 function together(pair) {
-  const tags = curveTags().filter((tag) => pair.some((run) => run.curves[tag]));
+  const tags = curveTags().filter((tag) => pair.some((run) => run.curves[tag])).sort((a, b) => rank(FIRST_CURVES, a) - rank(FIRST_CURVES, b));
   if (!tags.length) return null;
   const drawn = tags.map((tag) => {
     const lines = pair.map((run, i) => ({ name: run.name, ...(run.curves[tag] ?? { steps: [], values: [] }), colour: () => line(i), dashed: i === 1 }));

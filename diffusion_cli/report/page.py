@@ -1,21 +1,21 @@
 """Runs as one HTML file that asks nothing of any network: template, style, scripts, ECharts, figures and pictures in one.
 
 Every word of a run is a stranger's. In the markup it is escaped by the template, the data are JSON in an element that no
-browser runs, and the scripts set text, never markup. The page's own policy allows the scripts and the style whose SHA-256 it names and
-pictures inside the file, and nothing else.
+browser runs, and the scripts set text, never markup. The page's own policy allows the scripts and the style whose SHA-256 it
+names and pictures inside the file, and nothing else.
 """
 
 import base64
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusion_cli import __version__
 from diffusion_cli.report.facts import Column, columns, figures_of, shown
-from diffusion_cli.report.pictures import Share, Unreadable, share, webp
+from diffusion_cli.report.pictures import Picture, Unreadable, drawn
 from diffusion_cli.report.reading import Curve, Read, Still, Sweep
 from diffusion_cli.report.thinning import evenly, thinned
 
@@ -23,7 +23,9 @@ _HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "charts.js", "table.js", "overview.js", "run.js", "compare.js", "main.js")
 _POINTS = 300_000  # of all curves: 4 MB
 _STILLS = 600  # previews of all runs
+_GENERATED = "generated/"  # no kind of preview has this name
 _DEEPEST = 12  # levels of JSON
+Drawn = Mapping[Still, Picture | Unreadable]
 
 
 def html(runs: Sequence[Read], title: str, sweep: Sweep) -> str:
@@ -55,15 +57,15 @@ def _data(runs: Sequence[Read], title: str, sweep: Sweep) -> dict[str, Any]:
     """Everything that the page shows, as JSON: numbers finite or null, words as they were found."""
     table = columns(runs, sweep)
     points = _POINTS // max(1, sum(len(run.curves) for run in runs))
-    frames = max(4, min(32, _STILLS // len(runs)))
+    frames = max(3, min(32, _STILLS // len(runs)))
     wanted = [_wanted(run, frames, len(runs)) for run in runs]
-    allowed = share(sum(len(stills) for chosen in wanted for stills in chosen.values()))
+    pictures = drawn([still for chosen in wanted for stills in chosen.values() for still in stills])
     return {
         "title": title,
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "columns": [vars(column) for column in table],
         "metric": _metric(table, sweep),
-        "runs": [_run(run, table, max(24, min(1000, points)), chosen, allowed) for run, chosen in zip(runs, wanted)],
+        "runs": [_run(run, table, max(24, min(1000, points)), chosen, pictures) for run, chosen in zip(runs, wanted)],
     }
 
 
@@ -79,16 +81,20 @@ def _wanted(run: Read, frames: int, count: int) -> dict[str, list[Still]]:
     kinds = {kind: stills for kind, stills in run.previews.items() if kind == "samples" or count <= 24}
     chosen = {kind: [stills[i] for i in evenly(len(stills), frames)] for kind, stills in kinds.items()}
     made = [made.grid for made in run.generated if made.grid is not None]
-    return {**chosen, "generated/": made[: 32 if count <= 24 else 2]}
+    return {**chosen, _GENERATED: made[: 32 if count <= 24 else 2]}
 
 
-def _run(run: Read, table: Sequence[Column], points: int, wanted: dict[str, list[Still]], allowed: Share) -> dict[str, Any]:
-    problems = list(run.problems)
-    made = dict(_pictures(wanted.pop("generated/"), allowed, problems))
-    previews = {
-        kind: [{"step": still.step, **picture} for still, picture in _pictures(stills, allowed, problems)]
+def _run(run: Read, table: Sequence[Column], points: int, wanted: Mapping[str, list[Still]], pictures: Drawn) -> dict[str, Any]:
+    shown_of = {
+        kind: {still: vars(p) for still in stills if isinstance(p := pictures[still], Picture)}
         for kind, stills in wanted.items()
     }
+    previews = {kind: [{"step": still.step, **picture} for still, picture in found.items()] for kind, found in shown_of.items()}
+    made = shown_of[_GENERATED]
+    problems = list(run.problems)
+    for still in (still for stills in wanted.values() for still in stills):
+        if isinstance(reason := pictures[still], Unreadable):
+            problems.append(f"{still.path.parent.name}/{still.path.name}: cannot be read ({reason})")
     figures = figures_of(run)
     curves = {tag: _curve(curve, points) for tag, curve in run.curves.items() if tag != "train/images"}
     problems += [f"{tag}: not finite at step {lost}" for tag, lost in _losses(run.curves)]
@@ -101,7 +107,7 @@ def _run(run: Read, table: Sequence[Column], points: int, wanted: dict[str, list
         "time": str(run.status.get("time", "")),
         "cells": [_cell(run, column, figures) for column in table],
         "curves": curves,
-        "previews": {kind: stills for kind, stills in previews.items() if stills},
+        "previews": {kind: stills for kind, stills in previews.items() if stills and kind != _GENERATED},
         "evaluated": [
             {"name": file.name, "figures": dict(file.figures), "made": dict(file.made_by)} for file in run.evaluated
         ],
@@ -112,20 +118,12 @@ def _run(run: Read, table: Sequence[Column], points: int, wanted: dict[str, list
     }  # fmt: skip
 
 
-def _pictures(stills: Sequence[Still], allowed: Share, problems: list[str]) -> Iterator[tuple[Still, dict[str, Any]]]:
-    for still in stills:
-        try:
-            yield still, vars(webp(still, allowed))
-        except Unreadable as error:
-            problems.append(f"{still.path.parent.name}/{still.path.name}: cannot be read ({error})")
-
-
 def _curve(curve: Curve, points: int) -> dict[str, list[float | None]]:
     kept = thinned(curve, points)
     return {"steps": [step for step, _ in kept], "values": [_rounded(value) for _, value in kept]}
 
 
-def _losses(curves: dict[str, Curve] | Any) -> Iterator[tuple[str, int]]:
+def _losses(curves: Mapping[str, Curve]) -> Iterator[tuple[str, int]]:
     """The curves that went astray, and where first."""
     for tag, curve in curves.items():
         lost = next((step for step, value in curve if not math.isfinite(value)), None)

@@ -3,6 +3,8 @@
 import base64
 import io
 import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from PIL import Image
@@ -36,6 +38,20 @@ class Unreadable(Exception):
     """A picture that cannot be read; its text says why."""
 
 
+def drawn(stills: Sequence[Still]) -> dict[Still, Picture | Unreadable]:
+    """All of a page, which share its budget; for each that cannot be read the reason."""
+    allowed = share(len(stills))
+
+    def one(still: Still) -> Picture | Unreadable:
+        try:
+            return webp(still, allowed)
+        except Unreadable as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:  # Pillow lets go of Python while it reads and writes
+        return dict(zip(stills, pool.map(one, stills), strict=True))
+
+
 def share(count: int) -> Share:
     """Of a page with so many pictures."""
     return Share(min(_PIXELS // max(count, 1), _WIDEST**2), BUDGET // max(count, 1))
@@ -53,16 +69,16 @@ def webp(still: Still, allowed: Share) -> Picture:
     except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unreadable(" ".join(str(error).split())[:120] or type(error).__name__) from None
     scale = min(1.0, math.sqrt(allowed.pixels / (image.width * image.height)))
-    if scale == 1.0 and allowed.size > 20_000:  # small pixels, enlarged, are a few kB so; and a share of less is lossy anyway
+    if scale == 1.0:  # small pixels, enlarged, take a few kB so
         data = _encoded(image, lossless=True)
         if len(data) <= allowed.size:
             return _picture(image, data)
     while True:
-        smaller = _scaled(image, scale)
-        data = _encoded(smaller, lossless=False)
-        if len(data) <= allowed.size or min(smaller.size) <= 16:
-            return _picture(smaller, data)
-        scale *= max(0.5, 0.95 * math.sqrt(allowed.size / len(data)))
+        image = _scaled(image, scale)
+        data = _encoded(image, lossless=False)
+        if len(data) <= allowed.size or min(image.size) <= 16:
+            return _picture(image, data)
+        scale = max(0.5, 0.95 * math.sqrt(allowed.size / len(data)))
 
 
 def _scaled(image: Image.Image, scale: float) -> Image.Image:
@@ -74,7 +90,7 @@ def _scaled(image: Image.Image, scale: float) -> Image.Image:
 
 def _encoded(image: Image.Image, lossless: bool) -> bytes:
     file = io.BytesIO()
-    image.save(file, "WEBP", lossless=lossless, quality=50 if lossless else 82, method=2)
+    image.save(file, "WEBP", lossless=lossless, quality=20 if lossless else 80, method=0)
     return file.getvalue()
 
 

@@ -99,10 +99,11 @@ function levelOf(tag) {
   return tag.slice(tag.lastIndexOf("/") + 1).replace(/^t_/, "").replace("_to_", "–").replaceAll("_", " ");
 }
 
+const FIRST_CURVES = ["train/loss", "evaluate/x0_mse", "loss_by_noise"];
+
 function charts(run) {
   const groups = Object.groupBy(Object.keys(run.curves), (tag) => groupOf(tag) ?? tag);
-  const first = ["train/loss", "evaluate/x0_mse", "loss_by_noise"];
-  const names = Object.keys(groups).sort((a, b) => rank(first, a) - rank(first, b));
+  const names = Object.keys(groups).sort((a, b) => rank(FIRST_CURVES, a) - rank(FIRST_CURVES, b));
   if (!names.length) return null;
   const drawn = names.map((name) => {
     const tags = groups[name];

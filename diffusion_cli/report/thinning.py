@@ -19,10 +19,11 @@ def thinned(points: Points, most: int) -> list[tuple[float, float]]:
     edges = [1 + round(k * (len(points) - 2) / buckets) for k in range(buckets + 1)]
     kept = [0]
     for first, stop in pairwise(edges):
-        finite = [i for i in range(first, stop) if math.isfinite(points[i][1])]
-        lost = next((i for i in range(first, stop) if not math.isfinite(points[i][1])), None)
-        extremes = {min(finite, key=lambda i: points[i][1]), max(finite, key=lambda i: points[i][1])} if finite else set()
-        kept += sorted(extremes | ({lost} if lost is not None else set()))
+        bucket = [value for _, value in points[first:stop]]
+        lost = [i for i, value in enumerate(bucket) if not math.isfinite(value)][:1]
+        finite = [value for value in bucket if math.isfinite(value)] if lost else bucket
+        extremes = {bucket.index(min(finite)), bucket.index(max(finite))} if finite else set()
+        kept += [first + i for i in sorted(extremes.union(lost))]
     return [points[i] for i in [*kept, len(points) - 1]]
 
 
