@@ -28,11 +28,10 @@ _DEEPEST = 12  # levels of JSON
 Drawn = Mapping[Still, Picture | Unreadable]
 
 
-def html(runs: Sequence[Read], title: str, sweep: Sweep) -> str:
-    """The page. runs: at least one."""
+def html(data: Mapping[str, Any]) -> str:
+    """The page of these data."""
     import jinja2
 
-    data = _data(runs, title, sweep)
     style = (_HERE / "page.css").read_text(encoding="utf-8")
     script = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     library = (_HERE / "echarts.min.js").read_text(encoding="utf-8")
@@ -44,7 +43,7 @@ def html(runs: Sequence[Read], title: str, sweep: Sweep) -> str:
     surroundings = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=loader, trim_blocks=True)
     surroundings.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return surroundings.get_template("page.html").render(
-        data=_sound(data), policy=policy, style=style, script=script, library=library, version=__version__
+        data=data, policy=policy, style=style, script=script, library=library, version=__version__
     )
 
 
@@ -53,20 +52,20 @@ def _sum(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _data(runs: Sequence[Read], title: str, sweep: Sweep) -> dict[str, Any]:
-    """Everything that the page shows, as JSON: numbers finite or null, words as they were found."""
+def data_of(runs: Sequence[Read], title: str, sweep: Sweep) -> dict[str, Any]:
+    """Everything that the page shows, as JSON: numbers finite or null, words as they were found. runs: at least one."""
     table = columns(runs, sweep)
     points = _POINTS // max(1, sum(len(run.curves) for run in runs))
     frames = max(3, min(32, _STILLS // len(runs)))
     wanted = [_wanted(run, frames, len(runs)) for run in runs]
     pictures = drawn([still for chosen in wanted for stills in chosen.values() for still in stills])
-    return {
+    return _sound({
         "title": title,
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "columns": [vars(column) for column in table],
         "metric": _metric(table, sweep),
         "runs": [_run(run, table, max(24, min(1000, points)), chosen, pictures) for run, chosen in zip(runs, wanted)],
-    }
+    })  # fmt: skip
 
 
 def _metric(table: Sequence[Column], sweep: Sweep) -> str | None:
