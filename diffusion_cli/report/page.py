@@ -17,11 +17,10 @@ from diffusion_cli import __version__
 from diffusion_cli.report.facts import Column, columns, figures_of, shown
 from diffusion_cli.report.pictures import Picture, Unreadable, drawn
 from diffusion_cli.report.reading import Curve, Read, Still, Sweep
-from diffusion_cli.report.thinning import evenly, thinned
+from diffusion_cli.report.thinning import evenly
 
 _HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "charts.js", "table.js", "overview.js", "run.js", "compare.js", "main.js")
-_POINTS = 300_000  # of all curves: 4 MB
 _STILLS = 600  # previews of all runs
 _GENERATED = "generated/"  # no kind of preview has this name
 _DEEPEST = 12  # levels of JSON
@@ -55,7 +54,6 @@ def _sum(text: str) -> str:
 def data_of(runs: Sequence[Read], title: str, sweep: Sweep) -> dict[str, Any]:
     """Everything that the page shows, as JSON: numbers finite or null, words as they were found. runs: at least one."""
     table = columns(runs, sweep)
-    points = _POINTS // max(1, sum(len(run.curves) for run in runs))
     frames = max(3, min(32, _STILLS // len(runs)))
     wanted = [_wanted(run, frames, len(runs)) for run in runs]
     pictures = drawn([still for chosen in wanted for stills in chosen.values() for still in stills])
@@ -64,7 +62,7 @@ def data_of(runs: Sequence[Read], title: str, sweep: Sweep) -> dict[str, Any]:
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "columns": [vars(column) for column in table],
         "metric": _metric(table, sweep),
-        "runs": [_run(run, table, max(24, min(1000, points)), chosen, pictures) for run, chosen in zip(runs, wanted)],
+        "runs": [_run(run, table, chosen, pictures) for run, chosen in zip(runs, wanted)],
     })  # fmt: skip
 
 
@@ -83,7 +81,7 @@ def _wanted(run: Read, frames: int, count: int) -> dict[str, list[Still]]:
     return {**chosen, _GENERATED: made[: 32 if count <= 24 else 2]}
 
 
-def _run(run: Read, table: Sequence[Column], points: int, wanted: Mapping[str, list[Still]], pictures: Drawn) -> dict[str, Any]:
+def _run(run: Read, table: Sequence[Column], wanted: Mapping[str, list[Still]], pictures: Drawn) -> dict[str, Any]:
     shown_of = {
         kind: {still: vars(p) for still in stills if isinstance(p := pictures[still], Picture)}
         for kind, stills in wanted.items()
@@ -95,7 +93,7 @@ def _run(run: Read, table: Sequence[Column], points: int, wanted: Mapping[str, l
         if isinstance(reason := pictures[still], Unreadable):
             problems.append(f"{still.path.parent.name}/{still.path.name}: cannot be read ({reason})")
     figures = figures_of(run)
-    curves = {tag: _curve(curve, points) for tag, curve in run.curves.items() if tag != "train/images"}
+    curves = {tag: _curve(curve) for tag, curve in run.curves.items() if tag != "train/images"}
     problems += [f"{tag}: not finite at step {lost}" for tag, lost in _losses(run.curves)]
     return {
         "name": run.name,
@@ -110,16 +108,15 @@ def _run(run: Read, table: Sequence[Column], points: int, wanted: Mapping[str, l
         "evaluated": [
             {"name": file.name, "figures": dict(file.figures), "made": dict(file.made_by)} for file in run.evaluated
         ],
-        "generated": [{"name": each.name, "facts": dict(each.facts), "picture": made.get(each.grid)} for each in run.generated],
+        "generated": [{"name": each.name, "facts": dict(each.facts), "picture": made.get(each.grid) if each.grid else None} for each in run.generated],
         "config": {key: shown(key, value) for key, value in run.config.items()},
         "yaml": run.config_text,
         "problems": problems,
     }  # fmt: skip
 
 
-def _curve(curve: Curve, points: int) -> dict[str, list[float | None]]:
-    kept = thinned(curve, points)
-    return {"steps": [step for step, _ in kept], "values": [_rounded(value) for _, value in kept]}
+def _curve(curve: Curve) -> dict[str, list[float | None]]:
+    return {"steps": [step for step, _ in curve], "values": [_rounded(value) for _, value in curve]}
 
 
 def _losses(curves: Mapping[str, Curve]) -> Iterator[tuple[str, int]]:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.report.thinning import thinned
 from diffusion_cli.settings import flat
 
 _PREVIEW = re.compile(r"(\w+?)_(\d{4,})\.png")
@@ -116,8 +117,8 @@ def sweep(folder: Path) -> Sweep:
     )
 
 
-def read(folder: Path, name: str) -> Read:
-    """The run of this folder."""
+def read(folder: Path, name: str, points: int) -> Read:
+    """The run of this folder. points: of all its curves together, about: they are thinned at once, a run may have millions."""
     problems: list[str] = []
     status = _json(folder / "status.json", problems)
     config, text = _config(folder / "config.yaml", problems)
@@ -127,7 +128,7 @@ def read(folder: Path, name: str) -> Read:
         status,
         config,
         text,
-        _metrics(folder / "metrics.jsonl", problems),
+        _thinned(_metrics(folder / "metrics.jsonl", problems), points),
         _previews(folder),
         _evaluated(folder, problems),
         _generated(folder, problems),
@@ -199,6 +200,11 @@ def _metrics(path: Path, problems: list[str]) -> dict[str, Curve]:
     if damaged:
         problems.append(f"{path.name}: {damaged} {'line' if damaged == 1 else 'lines'} cannot be read")
     return {tag: sorted(points, key=itemgetter(0)) for tag, points in curves.items()}
+
+
+def _thinned(curves: Mapping[str, Curve], points: int) -> dict[str, Curve]:
+    most = max(24, min(1000, points // max(1, len(curves))))
+    return {tag: thinned(curve, most) for tag, curve in curves.items()}
 
 
 def _row(line: str) -> dict[str, Any] | None:
