@@ -108,7 +108,10 @@ def _run(run: Read, table: Sequence[Column], wanted: Mapping[str, list[Still]], 
         "evaluated": [
             {"name": file.name, "figures": dict(file.figures), "made": dict(file.made_by)} for file in run.evaluated
         ],
-        "generated": [{"name": each.name, "facts": dict(each.facts), "picture": made.get(each.grid) if each.grid else None} for each in run.generated],
+        "generated": [
+            {"name": each.name, "facts": dict(each.facts), "picture": made.get(each.grid) if each.grid else None}
+            for each in run.generated
+        ],
         "config": {key: shown(key, value) for key, value in run.config.items()},
         "yaml": run.config_text,
         "problems": problems,
