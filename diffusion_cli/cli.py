@@ -40,14 +40,19 @@ def run(
             return
         _hydra(primary, task, argv)
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"{command}: {line}" if not line.startswith(" ") else line, file=sys.stderr)
-        sys.exit(error.code)
+        sys.exit(tell(command, error))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def tell(command: str, error: UserError) -> int:
+    """Says what is wrong in the command's name; the exit code."""
+    for line in str(error).splitlines():
+        print(f"{command}: {line}" if not line.startswith(" ") else line, file=sys.stderr)
+    return error.code
 
 
 def _asks_help(argv: Sequence[str]) -> bool:

@@ -202,6 +202,17 @@ def check_export(node: dict[str, Any]) -> settings.Export:
     return asked
 
 
+def check_report(node: dict[str, Any]) -> settings.Report:
+    """Settings of a report from the composed config. Raises ConfigError with a line for everything that is wrong."""
+    if node.get("runs") in ("???", []):
+        raise ConfigError("say which runs: diffusion-report outputs/<name>, a run, a sweep, or several")
+    runs = node["runs"] if isinstance(node["runs"], list) else [node["runs"]]
+    node = {**node, "runs": [str(run) if isinstance(run, int | float) else run for run in runs]}
+    if wrong := _root(node, "Report", set()):
+        raise ConfigError("\n".join(wrong))
+    return settings.Report(**_tuples(node))
+
+
 def _with_ckpt(node: dict[str, Any]) -> dict[str, Any]:
     if node.get("ckpt") == "???":
         raise ConfigError("say which checkpoint: ckpt=outputs/<name>, a run or one of its checkpoints/step_... folders")

@@ -173,6 +173,14 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Report:
+    """The root of report.yaml."""
+
+    runs: tuple[str, ...]
+    out: str | None
+
+
+@dataclass(frozen=True)
 class Request:
     """What is asked of a checkpoint, all checked: the words, and the nodes of what they name.
 

@@ -21,7 +21,7 @@ PACKAGE = REPO / "diffusion_cli"
 FLOORS = {
     4: "commands sweeps config help cli",
     3: "training sampling trainer assembly objectives evaluation exporting features checkpoint best runs distributed build "
-    "storage optimizers ema settings devices drawing signals status",
+    "storage optimizers ema settings devices drawing signals status report",
     2: "denoiser losses samplers guidance editing walking noisy_classifier",
     1: "models data codecs conditioning vision pictures",
     0: "schedules predictions randomness errors ranges signatures",
@@ -195,7 +195,9 @@ def test_wheel_is_whole(tmp_path: Path) -> None:
     configs = {f"diffusion_cli/{file.relative_to(REPO).as_posix()}" for file in (REPO / "configs").rglob("*.yaml")}
     sources = {file.relative_to(REPO).as_posix() for file in (*SOURCES, REPO / "hydra_plugins" / "diffusion_cli.py")}
     assert configs
-    assert configs | sources | {"diffusion_cli/data/digits.npz"} <= names
+    page = {file.relative_to(REPO).as_posix() for file in (PACKAGE / "report").iterdir() if file.is_file()}
+    assert {"diffusion_cli/report/page.html", "diffusion_cli/report/echarts.LICENSE.txt"} <= page
+    assert configs | sources | page | {"diffusion_cli/data/digits.npz"} <= names
     ours = ("diffusion_cli/", "diffusion_cli-", "hydra_plugins/diffusion_cli.py")
     assert not [name for name in names if not name.startswith(ours)]
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
