@@ -86,6 +86,13 @@ def test_columns_are_what_runs_differ_in(tmp_path: Path) -> None:
     assert data["metric"] == "train/loss" and data["title"] == "sweep" and data["runs"][1]["name"] == "job_1"
 
 
+def test_a_short_float_is_a_number(tmp_path: Path) -> None:
+    for i, lr in enumerate(("1e-4", "0.01", "auto")):
+        run = make_run(tmp_path / "sweep" / f"job_{i}")
+        (run / "config.yaml").write_text(f"optimizer:\n  lr: {lr}\n")
+    assert [run["cells"][0] for run in written(tmp_path / "sweep").data["runs"]] == [0.0001, 0.01, "auto"]
+
+
 def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
     for name in ("a", "sweep/one", "sweep/two"):
         make_run(tmp_path / "outputs" / name)

@@ -93,10 +93,10 @@ def opened(browser: Any, files: dict[str, str]) -> Iterator[Callable[..., Opened
         each.page.context.close()
 
 
-VIEWS = [("one", ""), ("sweep", ""), ("sweep", "#run=1"), ("sweep", "#run=0"), ("sweep", "#compare=1,2"), ("sweep", "#compare")]
+VIEWS = [("one", ""), ("sweep", ""), ("sweep", "#run=1"), ("sweep", "#compare=1,6")]  # 6: lost, the run that failed
 
 
-@pytest.mark.parametrize(("name", "view"), VIEWS)
+@pytest.mark.parametrize(("name", "view"), [("one", ""), ("sweep", ""), ("sweep", "#run=6"), ("sweep", "#compare=1,2")])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everybody_can_use_it(opened: Callable[..., Opened], name: str, view: str, scheme: str) -> None:
     """Names, roles, order of headings, contrast (WCAG 2 AA): whatever axe-core can tell, with all that folds unfolded."""

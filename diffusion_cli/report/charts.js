@@ -187,6 +187,10 @@ function parallelChart(columns, runs, metric, chosen) {
   });
   node.style.minWidth = `${96 * columns.length}px`;
   const at = columns.findIndex((column) => column.key === metric);
+  const numbersOnly = columns.map((column) => {
+    const k = DATA.columns.indexOf(column);
+    return runs.every((run) => run.cells[k] === null || typeof run.cells[k] === "number");
+  });
   const cells = runs.map((run) => columns.map((column) => run.cells[DATA.columns.indexOf(column)]));
   const known = at < 0 ? [] : cells.map((row) => row[at]).filter((value) => typeof value === "number");
   const better = at < 0 ? 0 : columns[at].better;
@@ -197,7 +201,7 @@ function parallelChart(columns, runs, metric, chosen) {
   };
   const dimension = (column, i) => {
     const values = cells.map((row) => row[i]).filter((value) => value !== null);
-    const numeric = values.every((value) => typeof value === "number");
+    const numeric = numbersOnly[i];
     const spread = numeric && column.kind === "config" && Math.min(...values) > 0 && Math.max(...values) >= 20 * Math.min(...values);
     return {
       dim: i,
@@ -227,7 +231,7 @@ function parallelChart(columns, runs, metric, chosen) {
       lineStyle: { width: runs.length > 40 ? 1.4 : 2.4, opacity: 0.9 },
       data: runs.map((run, k) => ({
         name: run.name,
-        value: cells[k].map((value) => value ?? "-"),
+        value: cells[k].map((value, i) => (value === null ? "-" : numbersOnly[i] ? value : String(value))),
         lineStyle: { color: shade(cells[k][at]) },
       })),
     },

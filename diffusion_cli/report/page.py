@@ -8,6 +8,7 @@ names and pictures inside the file, and nothing else.
 import base64
 import hashlib
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ _HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "charts.js", "table.js", "overview.js", "run.js", "compare.js", "main.js")
 _STILLS = 600  # previews of all runs
 _GENERATED = "generated/"  # no kind of preview has this name
+_SHORT_FLOAT = re.compile(r"[-+]?\d+e[-+]?\d+")  # 1e-4, which YAML 1.1 takes for a word
 _DEEPEST = 12  # levels of JSON
 Drawn = Mapping[Still, Picture | Unreadable]
 
@@ -135,6 +137,8 @@ def _cell(run: Read, column: Column, figures: dict[str, float]) -> str | float |
     if column.kind == "figure":
         return _rounded(figures[column.key]) if column.key in figures else None
     value = run.config.get(column.key)
+    if isinstance(value, str) and _SHORT_FLOAT.fullmatch(value):
+        value = float(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _rounded(value)
     return shown(column.key, value) if column.key in run.config else None
