@@ -114,7 +114,7 @@ def _hydra(primary: str, task: Callable[..., object], argv: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
-    sys.argv[1:] = argv
+    sys.argv[1:] = argv = _settled(argv) if is_multirun(argv) else argv
     refused: list[UserError] = []
 
     @wraps(task)
@@ -140,6 +140,20 @@ def _hydra(primary: str, task: Callable[..., object], argv: list[str]) -> None:
         raise
     if refused:
         raise refused[0]
+
+
+def _settled(argv: list[str]) -> list[str]:
+    """Keys of a swept group are there in each job alone, and Hydra looks for them before; sweeps of one value it leaves be.
+
+    -m guidance=apg,cfg guidance.scale=4 becomes -m guidance=apg,cfg guidance.scale=choice(4).
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    said = {word: OverridesParser.create().parse_override(word) for word in overrides(argv) if _parses(word)}
+    swept = {found.key_or_group for found in said.values() if found.is_sweep_override()}
+    lonely = {word for word, found in said.items() if not found.is_sweep_override() and "." in found.key_or_group}
+    inside = {word for word in lonely if any(word.startswith(f"{group.replace('/', '.')}.") for group in swept)}
+    return [re.sub(r"=(.*)$", r"=choice(\1)", word, flags=re.S) if word in inside else word for word in argv]
 
 
 def _in_our_words(error: Exception, primary: str, argv: list[str]) -> str:

@@ -270,6 +270,20 @@ def help_of(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("line", "settled"),
+    [
+        ("-m guidance=apg,cfg guidance.scale=4", "-m guidance=apg,cfg guidance.scale=choice(4)"),
+        ("-m guidance=apg,cfg guidance.interval=[0.3,3]", "-m guidance=apg,cfg guidance.interval=choice([0.3,3])"),
+        ("-m guidance=apg,cfg guidance.scale=2,4 n=5", "-m guidance=apg,cfg guidance.scale=2,4 n=5"),
+        ("-m sampler/grid=own,beta sampler.grid.a=1 n=4", "-m sampler/grid=own,beta sampler.grid.a=choice(1) n=4"),
+        ("-m trainer.steps=1,2 trainer.batch=8", "-m trainer.steps=1,2 trainer.batch=8"),
+    ],
+)  # fmt: skip
+def test_keys_of_a_swept_group_wait_for_it(line: str, settled: str) -> None:
+    assert cli._settled(line.split()) == settled.split()
+
+
 def test_help_comes_before_torch(tmp_path: Path) -> None:
     for name in ("train", "sample", "evaluate"):
         code = (

@@ -54,4 +54,5 @@ def of_samples(metrics: Sequence[str], draws: Sequence[Cloud], reference: Refere
 def shown(name: str, figure: Figure, width: int) -> str:
     """One line for the person at the terminal."""
     error = "" if figure["error"] is None else f" +- {figure['error']:.4g}"
-    return f"{name:<{width}} {figure['value']:.6g}{error}   {figure['of']}"
+    number = f"{figure['value']:.6g}{error}"
+    return f"{name:<{width}}  {number:<11}  {figure['of']}"
