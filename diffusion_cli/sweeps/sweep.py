@@ -159,9 +159,8 @@ class Sweep:
     def _say_table(self) -> None:
         text = table.write_table(self.folder)
         if text:
-            say(
-                f"\n{text}\n\n{path_in_words(self.folder / 'sweep.csv')}; diffusion-report {path_in_words(self.folder)} draws it"
-            )
+            here = path_in_words(self.folder)
+            say(f"\n{text}\n\n{here}/sweep.csv; diffusion-report {here} draws it")
         known = {name for run in table.record(self.folder).runs for name in status_of(self.folder / run).get("figures", {})}
         if known and self.words.metric not in (None, *known):
             near = did_you_mean(str(self.words.metric), known)
