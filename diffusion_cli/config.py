@@ -5,7 +5,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,9 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_cli import settings
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.evaluation import words
+from diffusion_cli.options import CONFIGS as CONFIGS
 from diffusion_cli.signatures import check, check_values, shown, signature, target_of
-
-CONFIGS = next(path for path in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if path.is_dir())
 
 # what an objective's constructor may ask of the program, by the names of arguments: assembly.py makes them
 PARTS = ("denoiser", "classifier", "schedule", "loss", "times", "sampler", "guidance", "names", "taught", "previews")
@@ -88,11 +86,8 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
     return settings.Plan(root, settings.Trainer(**_tuples(node["trainer"])), node)
 
 
-def check_sample(node: dict[str, Any], choices: Mapping[str, str | None] | None = None) -> settings.Request:
-    """What is asked of a checkpoint, from the composed config. Raises ConfigError with a line for everything that is wrong.
-
-    choices: the option that was taken of each group, as Hydra tells it.
-    """
+def check_sample(node: dict[str, Any]) -> settings.Request:
+    """What is asked of a checkpoint, from the composed config. Raises ConfigError with a line for everything that is wrong."""
     node = _with_ckpt(node)
     nodes = {group: node.pop(group, None) for group in SAMPLE_GROUPS}
     wrong = _root(node, "Sample", set())
@@ -104,10 +99,7 @@ def check_sample(node: dict[str, Any], choices: Mapping[str, str | None] | None 
         wrong.append(f"data={node['data']}: training pictures are looked at with nearest= alone; add nearest=5")
     if wrong:
         raise ConfigError("\n".join(wrong))
-    words = {group: word for group in SAMPLE_GROUPS if (word := (choices or {}).get(group)) not in (None, "none", "null")}
-    return settings.Request(
-        settings.Sample(**_tuples(node)), dict(nodes["sampler"] or {}), nodes["guidance"], nodes["edit"], words
-    )
+    return settings.Request(settings.Sample(**_tuples(node)), dict(nodes["sampler"] or {}), nodes["guidance"], nodes["edit"])
 
 
 def check_evaluate(node: dict[str, Any]) -> settings.Measurement:

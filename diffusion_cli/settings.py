@@ -169,7 +169,7 @@ class Measurement:
             between=None, weights=root.weights, trajectory=False, animation="gif", snapshots=(), nearest=0, data=root.data,
             format="png", shard=1, device=root.device, compile=root.compile, precision=root.precision, trust=root.trust,
         )  # fmt: skip
-        return Request(sample, self.sampler, self.guidance, None, {})
+        return Request(sample, self.sampler, self.guidance, None)
 
 
 @dataclass(frozen=True)
@@ -184,15 +184,13 @@ class Report:
 class Request:
     """What is asked of a checkpoint, all checked: the words, and the nodes of what they name.
 
-    sampler: without _target_ it only changes the checkpoint's own; edit: None where nothing binds the walk. words: by which
-    option each group was chosen, for names of folders.
+    sampler: without _target_ it only changes the checkpoint's own; edit: None where nothing binds the walk.
     """
 
     root: Sample
     sampler: dict[str, Any]
     guidance: dict[str, Any]
     edit: dict[str, Any] | None
-    words: Mapping[str, str]
 
 
 @dataclass(frozen=True)

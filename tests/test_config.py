@@ -199,7 +199,7 @@ def test_file_keeps_the_house_rules(file: Path) -> None:
     assert re.match(r"# \S", text), "the first line says what it is: --help shows it"
     assert "${hydra:" not in text
     missing = {line.split(":")[0].strip() for line in text.splitlines() if re.search(r":\s*\?\?\?", line)}
-    assert missing <= {"path", "ckpt", "repo"}
+    assert missing <= {"path", "ckpt", "repo", "runs"}
     defaults = (yaml.safe_load(text) or {}).get("defaults", [])
     if file.parent == CONFIGS:
         assert defaults[0] == "_self_", "or the file silently beats every group and experiment"

@@ -24,7 +24,7 @@ FLOORS = {
     "storage optimizers ema settings devices drawing signals status report",
     2: "denoiser losses samplers guidance editing walking noisy_classifier",
     1: "models data codecs conditioning vision pictures",
-    0: "schedules predictions randomness errors ranges signatures",
+    0: "schedules predictions randomness errors ranges signatures options",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 STRANGERS = {"models": {"schedules", "predictions"}}  # a network knows tensors, never schedules

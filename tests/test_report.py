@@ -67,7 +67,7 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
         "samples",
         "steps",
     }
-    assert run["config"]["schedule._target_"] == "Flow" and "_target_: diffusion_cli.schedules.Flow" in run["yaml"]
+    assert run["config"]["schedule._target_"] == "flow" and "_target_: diffusion_cli.schedules.Flow" in run["yaml"]
     assert run["evaluated"][0]["figures"]["bits"] == {"value": 3.25, "error": 0.01, "of": "standard error over 8 pictures"}
     assert run["generated"][0]["facts"] == {"seed": 7, "n": 4} and run["generated"][0]["picture"]["width"] == 30
     figures = dict(zip([column["key"] for column in shown["columns"]], run["cells"]))
@@ -82,7 +82,7 @@ def test_columns_are_what_runs_differ_in(tmp_path: Path) -> None:
     assert [(column["key"], column["better"]) for column in data["columns"]] == [
         ("optimizer.lr", 0), ("schedule._target_", 0), ("train/loss", 1), ("evaluate/x0_mse", -1),
     ]  # fmt: skip
-    assert [run["cells"][:2] for run in data["runs"]] == [[0.1, "Flow"], [0.01, "Flow"], [0.1, "Edm"]]
+    assert [run["cells"][:2] for run in data["runs"]] == [[0.1, "flow"], [0.01, "flow"], [0.1, "edm"]]
     assert data["metric"] == "train/loss" and data["title"] == "sweep" and data["runs"][1]["name"] == "job_1"
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tiny import compose
 
 pytest.importorskip("optuna")
 
@@ -20,10 +21,7 @@ from diffusion_cli.sweeps.space import Choice, Interval, Space
 from diffusion_cli.sweeps.study import News, Trials, _same_search, _study
 
 LR: Space = {"lr": Interval(1e-5, 1e-1, log=True)}
-TRAINER = {
-    "steps": 100, "images": None, "minutes": None, "batch": 8, "accumulate": 1, "report_every": 1, "preview_every": 0,
-    "evaluate_every": 10, "save_every": 0, "keep": 2, "preview": 1, "evaluate": 8,
-}  # fmt: skip
+TRAINER = compose("trainer.steps=100", "trainer.evaluate_every=10")["trainer"]
 
 
 class FakeSweep:

@@ -42,7 +42,7 @@ def task(composed: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    request = config.check_sample(config.plain(composed), HydraConfig.get().runtime.choices)
+    request = config.check_sample(config.plain(composed))
     from diffusion_cli.sampling import sample  # torch, now that the words are known to be right
 
     try:

@@ -22,6 +22,7 @@ from diffusion_cli.evaluation.rows import Make
 from diffusion_cli.evaluation.samples import Look, Samples, directions, rows_of_samples, shares_of
 from diffusion_cli.evaluation.words import ENOUGH, OF_PICTURES, OF_SAMPLES
 from diffusion_cli.features import Extractor, Features
+from diffusion_cli.options import option_of
 from diffusion_cli.runs import say
 from diffusion_cli.sampling.finding import load_denoiser
 from diffusion_cli.sampling.maker import maker_of
@@ -95,7 +96,7 @@ def of_samples(found: Checkpoint, dataset: Dataset, wanted: Measurement, metrics
     key = {**asked, "metrics": metrics, "split": split, "shares": None if shares is None else shares.tolist()}
     key["precision"] = str(compute.autocast)
     words = [] if look.name is None else [look.name]
-    words += [maker.asked["sampler"]["_target_"].rpartition(".")[2].lower(), f"{maker.sampler.steps}", f"n_{n}"]
+    words += [option_of("sampler", maker.asked["sampler"]), f"{maker.sampler.steps}", f"n_{n}"]
     return Part("samples", n * settings.repeats, lambda ids: rows_of_samples(samples, look, ids), conclude, key, words)
 
 

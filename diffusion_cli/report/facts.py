@@ -89,11 +89,11 @@ def _plain(name: str) -> str:
 
 
 def shown(key: str, value: Any) -> str:
-    """A setting as a person reads it: diffusion_cli.schedules.Flow -> Flow."""
+    """A setting as a person reads it."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
+    return str(value)

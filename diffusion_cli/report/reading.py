@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.options import named
 from diffusion_cli.report.thinning import thinned
 from diffusion_cli.settings import flat
 
@@ -167,7 +168,7 @@ def _config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
         node = yaml.load(text, Loader=loader)
         if not isinstance(node, dict):
             raise ValueError("not a node of settings")
-        return flat(node), text
+        return flat(named(node)), text
     except FileNotFoundError:
         return {}, ""  # a job that failed before it began has none
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

@@ -17,6 +17,7 @@ from typing import Any
 from diffusion_cli import storage
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.errors import ConfigError, DataError, StorageError
+from diffusion_cli.options import option_of
 from diffusion_cli.runs import say
 from diffusion_cli.sampling.formats import FORMATS
 from diffusion_cli.settings import Request, Sample
@@ -54,17 +55,19 @@ def _candidates(request: Request, found: Checkpoint, asked: Mapping[str, Any]) -
         return
     run = found.folder.parent.parent if found.folder.parent.name == "checkpoints" else found.folder
     sampler = asked["sampler"]
-    named = request.words.get("sampler", sampler["_target_"].rpartition(".")[2].lower())  # a checkpoint's own is not named
-    words = [f"step_{found.step:08d}", named, f"{sampler['steps']}"]
-    if "guidance" in request.words:
-        strength = [f"{request.guidance['scale']:g}"] if "scale" in request.guidance else []
-        words.append("_".join([request.words["guidance"], *strength]))
+    words = [f"step_{found.step:08d}", option_of("sampler", sampler), f"{sampler['steps']}"]
+    words += _guidance(request.guidance)
     words += [f"seed_{settings.seed}", *([] if settings.label is None else [f"label_{_joined(settings.label)}"])]
-    words += [*_beginning(settings, asked), *([request.words["edit"]] if "edit" in request.words else [])]
+    words += [*_beginning(settings, asked), *([] if request.edit is None else [option_of("edit", request.edit)])]
     words += ["raw"] if settings.weights == "raw" else []
     name = re.sub(r"[^\w.+-]+", "_", "-".join(words))
     yield run / "generated" / name
     yield from (run / "generated" / f"{name}-{k}" for k in range(2, 1000))
+
+
+def _guidance(node: Mapping[str, Any]) -> list[str]:
+    option, strength = option_of("guidance", node), [f"{node['scale']:g}"] if "scale" in node else []
+    return [] if option == "none" else ["_".join([option, *strength])]
 
 
 def _joined(label: str | int | tuple[str | int, ...]) -> str:
