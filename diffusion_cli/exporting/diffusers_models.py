@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.models import DiT, UNet
 from diffusion_cli.models.diffusers_names import renamed
+from diffusion_cli.models.diffusers_unet import theirs_of
 from diffusion_cli.models.network import Network
 
 
@@ -34,24 +35,12 @@ def _unet(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Mo
     """UNet2DModel, which differs in names alone. A label told for good is a constant of the time embedding."""
     from diffusers import UNet2DModel
 
-    levels = range(len(keys["multipliers"]))
-    attend = [level in keys["attention_levels"] for level in levels]
     open_labels = network.num_classes and label is None
     peer = UNet2DModel(
         sample_size=network.image_size,
         in_channels=network.channels,
         out_channels=network.channels,
-        block_out_channels=tuple(keys["width"] * m for m in keys["multipliers"]),
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attend),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)),
-        layers_per_block=keys["blocks"],
-        attention_head_dim=keys["head_width"],
-        dropout=keys["dropout"],
-        norm_num_groups=keys["groups"],
-        norm_eps=keys["norm_eps"],
-        flip_sin_to_cos=keys["time_order"] == "cos_sin",
-        freq_shift=keys["time_shift"],
-        downsample_padding={"end": 0, "both": 1}[keys["downsample_padding"]],
+        **theirs_of(keys),
         num_class_embeds=network.num_classes + 1 if open_labels else None,
     )
     ours = dict(network.state_dict())
