@@ -193,7 +193,7 @@ class Betas(Knots):
         _ = self.knots  # a table that cannot be made is an error now, not at the first batch
 
     @cached_property
-    def alpha_bar(self) -> Tensor:  # type: ignore[override]
+    def alpha_bar(self) -> Tensor:
         alpha_bar = torch.cumprod(1 - CURVES[self.curve](self.steps, self.first, self.last), dim=0)
         return to_zero_terminal(alpha_bar) if self.zero_terminal_snr else alpha_bar
 
@@ -218,7 +218,7 @@ class Tabulated(Knots):
             raise ValueError("betas: a table of at least two numbers above 0 is needed, and none but the last may be 1")
 
     @cached_property
-    def alpha_bar(self) -> Tensor:  # type: ignore[override]
+    def alpha_bar(self) -> Tensor:
         alpha_bar = torch.cumprod(1 - torch.tensor(self.betas, dtype=torch.float64), dim=0)
         return to_zero_terminal(alpha_bar) if self.zero_terminal_snr else alpha_bar
 

@@ -13,7 +13,19 @@ from torch import Tensor
 
 from diffusion_cli import losses as losses  # the doors: importing them defines every subclass
 from diffusion_cli import samplers as samplers
-from diffusion_cli.schedules import EDM, VE, VP, Betas, Flow, Mix, Schedule, Shifted, Tabulated, VariancePreserving, over_pictures
+from diffusion_cli.schedules import (
+    EDM,
+    VE,
+    VP,
+    Betas,
+    Flow,
+    Mix,
+    Schedule,
+    Shifted,
+    Tabulated,
+    VariancePreserving,
+    over_pictures,
+)
 
 torch.set_num_threads(1)
 

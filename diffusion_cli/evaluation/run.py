@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from diffusion_cli import storage
 from diffusion_cli.assembly import Facts
-from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.data import Pictures
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.devices import choose
@@ -20,6 +19,7 @@ from diffusion_cli.errors import ConfigError
 from diffusion_cli.evaluation.denoising import errors_by_level
 from diffusion_cli.evaluation.likelihood import of_bound, of_flow
 from diffusion_cli.objectives.denoising import gather
+from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.randomness import Source, word_of
 from diffusion_cli.runs import say
 from diffusion_cli.samplers import Denoise
@@ -34,7 +34,7 @@ def evaluate(settings: Evaluate) -> Path:
     """Measures what the settings ask for, prints it and returns the file that keeps it. Raises UserError."""
     began = time.perf_counter()
     compute = choose(settings.device, settings.precision, False, say)
-    found = find(Path(settings.ckpt))
+    found = find(settings.ckpt)
     denoiser = load_denoiser(found, settings.weights, settings.trust).to(compute.device)
     if isinstance(denoiser.schedule, Mix) and {"bits", "bound"} & set(settings.metrics):
         raise ConfigError(
@@ -77,7 +77,7 @@ def _summary(values: Tensor) -> dict[str, float]:
     return {"mean": float(values.mean()), "standard_error": error}
 
 
-def _pictures(found: Checkpoint, settings: Evaluate) -> tuple[Pictures, str]:
+def _pictures(found: Trained, settings: Evaluate) -> tuple[Pictures, str]:
     """The split asked for, or the training pictures where there is no other, and which it is."""
     dataset = dataset_of(found, settings.data, settings.trust)
     pictures = dataset.load(settings.split)
@@ -99,9 +99,8 @@ def _batches(
         yield gather(pictures, ids).to(device), Source(word_of(settings.seed, "evaluate"), ids.to(device)), ask
 
 
-def _path(settings: Evaluate, found: Checkpoint, split: str, count: int) -> Path:
+def _path(settings: Evaluate, found: Trained, split: str, count: int) -> Path:
     if settings.out is not None:
         return Path(settings.out)
-    run = found.folder.parent.parent if found.folder.parent.name == "checkpoints" else found.folder
-    words = [f"step_{found.step:08d}", *settings.metrics, split, f"n_{count}", f"seed_{settings.seed}"]
-    return run / "evaluated" / ("-".join([*words, *(["raw"] if settings.weights == "raw" else [])]) + ".json")
+    words = [found.mark, *settings.metrics, split, f"n_{count}", f"seed_{settings.seed}"]
+    return found.run / "evaluated" / ("-".join([*words, *(["raw"] if settings.weights == "raw" else [])]) + ".json")

@@ -5,7 +5,9 @@
     attention_levels       Attn... among down_block_types and up_block_types
     blocks                 layers_per_block          head_width   attention_head_dim     dropout      dropout
     groups                 norm_num_groups           norm_eps     norm_eps
-    time_order             flip_sin_to_cos           time_shift   freq_shift             downsample_padding   the same, in numbers
+    time_order             flip_sin_to_cos           time_shift   freq_shift             downsample_padding   its namesake
+
+One table for both directions: exporting/ writes their keys, pretrained/ reads them.
 """
 
 from collections.abc import Mapping
@@ -17,7 +19,6 @@ from torch import Tensor
 
 from diffusion_cli.models.diffusers_names import renamed
 from diffusion_cli.models.network import Network
-from diffusion_cli.models.unet import UNet
 from diffusion_cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Rate
 from diffusion_cli.vision import mend_torchvision
 
@@ -127,9 +128,7 @@ class UNet2D(Network):
         try:
             from diffusers import UNet2DModel
         except ImportError:
-            raise ValueError(
-                "this network needs the package diffusers: pip install 'diffusion-cli[diffusers]'"
-            ) from None
+            raise ValueError("this network needs the package diffusers: pip install 'diffusion-cli[diffusers]'") from None
         self.peer = UNet2DModel(
             sample_size=image_size,
             in_channels=channels,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_cli import storage
-from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.errors import ConfigError, DataError, StorageError
+from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
 from diffusion_cli.sampling.formats import FORMATS
 from diffusion_cli.settings import Request, Sample
@@ -25,7 +25,7 @@ _FILE = "metadata.json"
 _BITS = ("batch", "device", "torch")  # what the last bits of a picture depend on
 
 
-def place(request: Request, found: Checkpoint, asked: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+def place(request: Request, found: Trained, asked: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The folder of this question, and what its metadata said before; nothing of a new one. Raises UserError."""
     settings = request.root
     for folder in _candidates(request, found, asked):
@@ -47,15 +47,14 @@ def place(request: Request, found: Checkpoint, asked: Mapping[str, Any]) -> tupl
     raise ConfigError("a thousand folders hold the pictures of similar questions: choose one with out=")
 
 
-def _candidates(request: Request, found: Checkpoint, asked: Mapping[str, Any]) -> Iterator[Path]:
+def _candidates(request: Request, found: Trained, asked: Mapping[str, Any]) -> Iterator[Path]:
     settings = request.root
     if settings.out is not None:
         yield Path(settings.out)
         return
-    run = found.folder.parent.parent if found.folder.parent.name == "checkpoints" else found.folder
     sampler = asked["sampler"]
     named = request.words.get("sampler", sampler["_target_"].rpartition(".")[2].lower())  # a checkpoint's own is not named
-    words = [f"step_{found.step:08d}", named, f"{sampler['steps']}"]
+    words = [found.mark, named, f"{sampler['steps']}"]
     if "guidance" in request.words:
         strength = [f"{request.guidance['scale']:g}"] if "scale" in request.guidance else []
         words.append("_".join([request.words["guidance"], *strength]))
@@ -63,8 +62,8 @@ def _candidates(request: Request, found: Checkpoint, asked: Mapping[str, Any]) -
     words += [*_beginning(settings, asked), *([request.words["edit"]] if "edit" in request.words else [])]
     words += ["raw"] if settings.weights == "raw" else []
     name = re.sub(r"[^\w.+-]+", "_", "-".join(words))
-    yield run / "generated" / name
-    yield from (run / "generated" / f"{name}-{k}" for k in range(2, 1000))
+    yield found.run / "generated" / name
+    yield from (found.run / "generated" / f"{name}-{k}" for k in range(2, 1000))
 
 
 def _joined(label: str | int | tuple[str | int, ...]) -> str:

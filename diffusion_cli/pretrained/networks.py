@@ -1,0 +1,89 @@
+"""A network of diffusers in our words: the node of a model, the facts of its pictures, and its weights by our names."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from diffusion_cli.assembly import Facts
+from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.models.diffusers_unet import keys_of_theirs, ours_of, weights_of_ours, with_null
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Net:
+    """node: without what the facts say. rename: their tensors -> ours. rows: of the class table; 0 without one."""
+
+    node: dict[str, Any]
+    channels: int
+    image_size: int
+    rows: int
+    rename: Callable[[Weights, int], dict[str, Tensor]]  # and the number of classes
+
+    def facts(self, said: Any, place: str) -> Facts:
+        """said: the facts that an export of ours has beside it. Without them classes are numbers, and all rows are classes."""
+        names = [str(k) for k in range(self.rows)]
+        sizes = {"channels": self.channels, "image_size": self.image_size}
+        facts: dict[str, Any] = {**sizes, "classes": names, "taught": list(range(self.rows)), "fingerprint": ""}
+        if said is None:
+            return Facts(**facts)  # type: ignore[typeddict-item]
+        kinds = {"classes": list, "taught": list, "fingerprint": str}
+        if not isinstance(said, Mapping) or any(not isinstance(said.get(key), kind) for key, kind in kinds.items()):
+            raise StorageError(f"{place}: its facts.json is not what diffusion-export wrote")
+        if self.rows != (len(said["classes"]) + 1 if said["taught"] else 0):
+            raise StorageError(
+                f"{place}: facts.json names {len(said['classes'])} classes, and the network has {self.rows} rows"
+            )
+        return Facts(**{**facts, **{key: said[key] for key in kinds}})  # type: ignore[typeddict-item]
+
+
+def net_of(config: Mapping[str, Any], place: str) -> Net:
+    """config: a network's config.json. place: whose, for messages. Raises ConfigError for what has no counterpart here."""
+    name = str(config.get("_class_name"))
+    if name not in _READERS:
+        raise ConfigError(f"{place}: its network is a {name}, and {' and '.join(_READERS)} are read here")
+    return _READERS[name](config, place)
+
+
+def _unet(config: Mapping[str, Any], place: str) -> Net:
+    """UNet2DModel: our own UNet where it computes the same, which needs no diffusers; else that class behind our contract."""
+    channels, size = int(config.get("in_channels", 3)), _size(config, place)
+    if config.get("class_embed_type") is not None:
+        raise ConfigError(
+            f"{place}: its labels come by class_embed_type {config['class_embed_type']}, and tables are read here"
+        )
+    if config.get("out_channels", channels) not in (channels, 2 * channels):
+        raise ConfigError(f"{place}: its network gives {config['out_channels']} channels for {channels}")
+    if channels not in (1, 3):
+        raise ConfigError(f"{place}: its network knows {channels} channels, and grey and RGB pictures are made here")
+    rows = int(config.get("num_class_embeds") or 0)
+    ours = ours_of(config, channels)
+    if ours is not None:
+        return Net({"_target_": "diffusion_cli.models.UNet", **ours}, channels, size, rows, _as_ours)
+    return Net({"_target_": "diffusion_cli.models.UNet2D", **keys_of_theirs(config)}, channels, size, rows, _as_theirs)
+
+
+def _as_ours(weights: Weights, classes: int) -> dict[str, Tensor]:
+    return _filled(weights_of_ours(weights), "class_embedding.weight", classes)
+
+
+def _as_theirs(weights: Weights, classes: int) -> dict[str, Tensor]:
+    return _filled({f"peer.{name}": value for name, value in weights.items()}, "peer.class_embedding.weight", classes)
+
+
+def _filled(weights: dict[str, Tensor], table: str, classes: int) -> dict[str, Tensor]:
+    return {**weights, table: with_null(weights[table], classes)} if table in weights else weights
+
+
+def _size(config: Mapping[str, Any], place: str) -> int:
+    size = config.get("sample_size")
+    sides = set(size) if isinstance(size, list) else {size}
+    if len(sides) != 1 or not isinstance(side := sides.pop(), int):
+        raise ConfigError(f"{place}: its pictures are of size {size}, and square ones of a stated size are made here")
+    return side
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], str], Net]] = {"UNet2DModel": _unet}
