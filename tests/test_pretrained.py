@@ -7,6 +7,7 @@ network's answers and for walks; their tables are float32, ours float64.
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hub_of_models import COMMIT, Models, served
 from PIL import Image
 from tiny import compose, train
 from torch import Tensor
@@ -319,7 +321,7 @@ def changed(plain: Path, tmp_path: Path, path: str, **keys: Any) -> Path:
     return folder
 
 
-INDEX, UNET, SCHEDULER = "model_index.json", "unet/config.json", "scheduler/scheduler_config.json"
+INDEX, CONFIG, SCHEDULER = "model_index.json", "unet/config.json", "scheduler/scheduler_config.json"
 
 
 @pytest.mark.parametrize(
@@ -329,10 +331,10 @@ INDEX, UNET, SCHEDULER = "model_index.json", "unet/config.json", "scheduler/sche
         (INDEX, {"_class_name": "Odd", "vae": ["diffusers", "AutoencoderKL"]}, "is a Odd: it makes latents"),
         (INDEX, {"_class_name": "DDPMPipelin"}, "did you mean DDPMPipeline"),
         (INDEX, {"unet": ["my_code", "MyNet"]}, "brings code of its own for unet, which is never run"),
-        (UNET, {"_class_name": "UNet2DConditionModel"}, "its network is a UNet2DConditionModel"),
-        (UNET, {"sample_size": [8, 16]}, "size \\[8, 16\\], and square ones"),
-        (UNET, {"class_embed_type": "timestep"}, "by class_embed_type timestep"),
-        (UNET, {"in_channels": 4, "out_channels": 4}, "knows 4 channels"),
+        (CONFIG, {"_class_name": "UNet2DConditionModel"}, "its network is a UNet2DConditionModel"),
+        (CONFIG, {"sample_size": [8, 16]}, "size \\[8, 16\\], and square ones"),
+        (CONFIG, {"class_embed_type": "timestep"}, "by class_embed_type timestep"),
+        (CONFIG, {"in_channels": 4, "out_channels": 4}, "knows 4 channels"),
         (
             SCHEDULER,
             {"_class_name": "CMStochasticIterativeScheduler"},
@@ -364,7 +366,7 @@ def test_pickles_and_damage(plain: Path, tmp_path: Path) -> None:
     assert "is a pickle" in refused(folder) and "weights_only=True" in refused(folder)
     (folder / SCHEDULER).write_text("{")
     assert "cannot be read as JSON" in refused(folder, kind=StorageError)
-    (folder / UNET).unlink()
+    (folder / CONFIG).unlink()
     assert "is missing" in refused(folder, kind=StorageError)
 
 
@@ -420,3 +422,66 @@ def test_the_cache_serves_without_a_network(
     assert "looking into its cache" in capsys.readouterr().out
     assert "not in its cache" in refused("hf://google/another", kind=DataError)
     assert "write hf://OWNER/NAME" in refused("hf://a/b/c")
+
+
+@pytest.fixture
+def hub(plain: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Models]:
+    """A tiny pipeline with a pickle and a variant beside its weights; a latent one; one of pickles alone; one that is gated."""
+    from huggingface_hub import constants
+
+    folders = {name: shutil.copytree(plain, tmp_path / name) for name in ("tiny", "latent", "pickled")}
+    unet = folders["tiny"] / "unet"
+    for name in ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors", "more.py"):
+        (unet / name).write_bytes(b"not to be fetched")
+    index = json.loads((plain / INDEX).read_text())
+    (folders["latent"] / INDEX).write_text(json.dumps({**index, "_class_name": "LDMPipeline"}))
+    weights = folders["pickled"] / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with served(Models({f"me/{name}": folder for name, folder in folders.items()}, ("me/gated",))) as models:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", models.address)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", models.address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        yield models
+
+
+def test_the_hub_gives_what_is_read_and_nothing_else(
+    hub: Models, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    words = ("sampler=ddim", "sampler.steps=2")
+    expected = drawn(plain, tmp_path / "a", *words)
+    for place in ("hf://me/tiny", f"hf://me/tiny@{COMMIT}"):
+        assert find(place).said == f"hf://me/tiny@{COMMIT}" and find(place).digest == find(plain).digest
+        assert (drawn(place, tmp_path / place[-4:], *words) == expected).all()
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert set(hub.fetched) == {INDEX, CONFIG, SCHEDULER, weights} and not hub.unknown
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # and from now on without asking
+    assert find("hf://me/tiny").said == f"hf://me/tiny@{COMMIT}"
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("hf://me/latent", "is a LDMPipeline: it makes latents"),
+        ("hf://me/pickled", "diffusion_pytorch_model.bin is a pickle"),
+        ("hf://me/gated", "is gated: accept its terms on"),
+        ("hf://me/nowhere", "the hub has no model me/nowhere that you may read"),
+        ("hf://me/tiny@v9", "me/tiny has no revision v9"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(place: str, says: str, hub: Models) -> None:
+    assert says in refused(place)
+    assert not [name for name in hub.fetched if "safetensors" in name], "weights come after the refusals"
+
+
+def test_without_diffusers(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What our own UNet computes needs no diffusers; other networks say which extra has it."""
+    other = saved(tmp_path / "other", network(**OTHER), diffusers.DDPMScheduler())
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert load_denoiser(find(plain), "ema")
+    assert "pip install 'diffusion-cli[diffusers]'" in refused(other)

@@ -35,10 +35,15 @@ def from_hub(place: str, word: str) -> Pretrained:
         raise ConfigError(f"{word}={place}: write hf://OWNER/NAME, or hf://OWNER/NAME@REVISION")
     repo = Repo(match["repo"], match["revision"])
     names = _names(repo, word)
-    index = _fetched(repo, [files.INDEX], word, cached=names is None)
-    if (index / files.INDEX).is_file():
-        pipelines.reader_of(files.parsed(index / files.INDEX), f"{word}={place}")
-    folder = _fetched(repo, _wanted(names, repo), word, cached=names is None)
+    if names is None:
+        folder = _cached(repo, word)
+    else:
+        if files.INDEX in names:
+            index = _fetched(repo, [files.INDEX], word) / files.INDEX
+            pipelines.reader_of(files.parsed(index), f"{word}={place}")
+        folder = _fetched(repo, _wanted(names, repo), word)
+    if not pipelines.is_pipeline(folder):
+        raise ConfigError(f"{word}={place} is no pipeline of diffusers: it has no {files.INDEX}")
     return pipelines.read(folder, f"hf://{repo.name}@{folder.name}", OUTPUTS / pipelines.plain(repo.name))
 
 
@@ -70,32 +75,40 @@ def _names(repo: Repo, word: str) -> list[str] | None:
     return [file.rfilename for file in info.siblings or []]
 
 
-def _wanted(names: list[str] | None, repo: Repo) -> list[str]:
+def _wanted(names: list[str], repo: Repo) -> list[str]:
     """Names and patterns of what is read of a pipeline. Raises ConfigError where its weights are pickles alone."""
     stems = [f"{place}{files.STEM}" for place in ("", *(f"{name}/" for name in pipelines.NETWORKS))]
     words = [files.INDEX, files.FACTS, "config.json", "scheduler_config.json", f"{pipelines.SCHEDULER}/*.json"]
     words += [f"{name}/config.json" for name in pipelines.NETWORKS] + [f"{stem}.safetensors.index.json" for stem in stems]
-    if names is None:
-        return [*words, *(f"{stem}*.safetensors" for stem in stems)]
     whole = [f"{stem}{end}" for stem in stems for end in (".safetensors", "-*.safetensors")]
     weights = [name for name in names if any(fnmatch(name, pattern) for pattern in whole)]
-    variants = [name for name in names if name.rpartition("/")[2].startswith(files.STEM) and name.endswith(".safetensors")]
-    pickled = [name for name in names if name.rpartition("/")[2] == f"{files.STEM}.bin"]
-    if not variants and pickled:
+    variants = [name for name in names if any(fnmatch(name, f"{stem}.*.safetensors") for stem in stems)]
+    pickled = [name for name in names if name in [f"{stem}.bin" for stem in stems]]
+    if not weights and not variants and pickled:
         raise ConfigError(files.pickles_alone(f"hf://{repo.name}/{pickled[0]}"))
     return [*words, *(weights or variants)]
 
 
-def _fetched(repo: Repo, patterns: list[str], word: str, cached: bool) -> Path:
-    """The folder of the hub's cache with these files in it. Raises DataError."""
+def _fetched(repo: Repo, patterns: list[str], word: str) -> Path:
+    """The folder of the hub's cache, with these files in it. Raises StorageError."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo.name, revision=repo.revision, allow_patterns=patterns, local_files_only=cached))
-    except OSError as error:
-        if cached:
-            raise DataError(
-                f"{word}: the hub cannot be reached, and {repo.name} is not in its cache: run hf download "
-                f"{repo.name} where there is a network, or give a folder that has it"
-            ) from None
-        raise StorageError(f"{word}: {repo.name} cannot be fetched: {' '.join(str(error).split())[:200]}") from None
+        return Path(snapshot_download(repo.name, revision=repo.revision, allow_patterns=patterns))
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split())[:200]
+        raise StorageError(f"{word}: {repo.name} cannot be fetched ({type(error).__name__}: {reason})") from None
+
+
+def _cached(repo: Repo, word: str) -> Path:
+    """The folder of the hub's cache as it is. Raises DataError."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in (files.INDEX, *(f"{network}/config.json" for network in pipelines.NETWORKS)):
+        path = try_to_load_from_cache(repo.name, name, revision=repo.revision)
+        if isinstance(path, str):
+            return Path(path.removesuffix(name))
+    raise DataError(
+        f"{word}: the hub cannot be reached, and {repo.name} is not in its cache: run hf download {repo.name} where there is a "
+        "network, or give a folder that has it"
+    )
