@@ -215,6 +215,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of diffusers' own arithmetic
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_scheduler_that_is_read_draws(name: str, plain: Path, tmp_path: Path) -> None:
     """Its schedule tells the network of the times that the scheduler itself would, and its walk ends."""
@@ -280,12 +281,15 @@ def test_a_better_pipeline_is_guided_by_a_worse_one(plain: Path, tmp_path: Path)
 
 # -- there and back ----------------------------------------------------------------------------------------------------
 
+PLAIN_MODEL = ("model.width=DEFAULT", "model.groups=DEFAULT", "model.multipliers=DEFAULT")  # tiny.py's, which are a U-Net's
 RUNS = {
     "eps": ("schedule=ddpm", "prediction=eps", "sampler=ddim"),
     "v": ("schedule=zero_snr", "prediction=v", "sampler=ddim"),
     "vp": ("schedule=vp", "prediction=eps", "sampler=ddim"),
     "flow": ("schedule=flow", "prediction=flow"),
     "edm": ("schedule=edm", "prediction=edm", "loss=edm"),
+    "dit": (*PLAIN_MODEL, "model=dit", "model.width=16", "model.depth=2", "model.heads=2", "model.time_shift=1"),
+    "labelled dit": ("dataset.labels=true", *PLAIN_MODEL, "model=dit", "model.width=16", "model.depth=2", "model.time_shift=1"),
     "labelled": ("dataset.labels=true", "schedule=cosine", "prediction=eps", "sampler=ddim"),
 }
 
@@ -293,14 +297,14 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_an_export_comes_back_as_it_went(name: str, tmp_path: Path) -> None:
     """The same pictures from the same seed, to 1 of 255, also guided by labels, whose names it knows."""
-    run = train(tmp_path, *RUNS[name], name=name)
+    run = train(tmp_path, *RUNS[name], "optimizer.lr=0.01", name="run")
     folder = export(config.check_export(compose(f"ckpt={run}", "to=diffusers", f"out={tmp_path / 'it'}", primary="export")))
     words = ["sampler=heun", "sampler.steps=5", "seed=3"]
-    words += ["label=7", "guidance=cfg", "guidance.scale=2"] if name == "labelled" else []
+    words += ["label=7", "guidance=cfg", "guidance.scale=2"] if "labelled" in name else []
     mine, back = drawn(run, tmp_path / "a", *words), drawn(folder, tmp_path / "b", *words)
     assert np.abs(mine.astype(int) - back).max() <= 1 and mine.std() > 1
     facts = find(folder).config["facts"]
-    assert facts["classes"] == ([str(k) for k in range(10)] if name == "labelled" else [])
+    assert facts["classes"] == ([str(k) for k in range(10)] if "labelled" in name else [])
 
 
 # -- what is refused, in one line --------------------------------------------------------------------------------------
@@ -485,3 +489,19 @@ def test_without_diffusers(plain: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert load_denoiser(find(plain), "ema")
     assert "pip install 'diffusion-cli[diffusers]'" in refused(other)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        '{"facts": {}}',
+        '{"facts": {"classes": ["a"], "taught": [3]}}',
+        '{"facts": {"classes": ["a"], "taught": [0]}}',
+        '{"label_dropout": "x"}',
+    ],
+)
+def test_facts_that_are_not_ours(text: str, plain: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(plain, tmp_path / "it")
+    (folder / "facts.json").write_text(text)
+    assert "facts.json" in refused(folder, kind=StorageError)

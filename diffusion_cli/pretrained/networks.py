@@ -8,6 +8,8 @@ from torch import Tensor
 
 from diffusion_cli.assembly import Facts
 from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.models.diffusers_dit import ours_of as ours_of_dit
+from diffusion_cli.models.diffusers_dit import weights_of_ours as weights_of_our_dit
 from diffusion_cli.models.diffusers_unet import keys_of_theirs, ours_of, weights_of_ours, with_null
 
 Weights = Mapping[str, Tensor]
@@ -15,29 +17,34 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Net:
-    """node: without what the facts say. rename: their tensors -> ours. rows: of the class table; 0 without one."""
+    """node: without what the facts say. rename: their tensors -> ours. rows: of the class table; 0 without one. null_taught: is
+    the last row known to be trained for no label?"""
 
     node: dict[str, Any]
     channels: int
     image_size: int
     rows: int
     rename: Callable[[Weights, int], dict[str, Tensor]]  # and the number of classes
+    null_taught: bool = False
 
     def facts(self, said: Any, place: str) -> Facts:
         """said: the facts that an export of ours has beside it. Without them classes are numbers, and all rows are classes."""
-        names = [str(k) for k in range(self.rows)]
+        names = [str(k) for k in range(self.rows - self.null_taught)]
         sizes = {"channels": self.channels, "image_size": self.image_size}
-        facts: dict[str, Any] = {**sizes, "classes": names, "taught": list(range(self.rows)), "fingerprint": ""}
+        facts: dict[str, Any] = {**sizes, "classes": names, "taught": list(range(len(names))), "fingerprint": ""}
         if said is None:
             return Facts(**facts)  # type: ignore[typeddict-item]
-        kinds = {"classes": list, "taught": list, "fingerprint": str}
-        if not isinstance(said, Mapping) or any(not isinstance(said.get(key), kind) for key, kind in kinds.items()):
+        kinds = {"classes": str, "taught": int}
+        lists = isinstance(said, Mapping) and all(isinstance(said.get(key), list) for key in kinds)
+        right = lists and all(isinstance(one, kind) for key, kind in kinds.items() for one in said[key])
+        if not right or any(not 0 <= label < len(said["classes"]) for label in said["taught"]):
             raise StorageError(f"{place}: its facts.json is not what diffusion-export wrote")
-        if self.rows != (len(said["classes"]) + 1 if said["taught"] else 0):
+        if said["taught"] and self.rows != len(said["classes"]) + 1:
             raise StorageError(
                 f"{place}: facts.json names {len(said['classes'])} classes, and the network has {self.rows} rows"
             )
-        return Facts(**{**facts, **{key: said[key] for key in kinds}})  # type: ignore[typeddict-item]
+        told = {**{key: said[key] for key in kinds}, "fingerprint": str(said.get("fingerprint", ""))}
+        return Facts(**{**facts, **told})  # type: ignore[typeddict-item]
 
 
 def net_of(config: Mapping[str, Any], place: str) -> Net:
@@ -50,15 +57,13 @@ def net_of(config: Mapping[str, Any], place: str) -> Net:
 
 def _unet(config: Mapping[str, Any], place: str) -> Net:
     """UNet2DModel: our own UNet where it computes the same, which needs no diffusers; else that class behind our contract."""
-    channels, size = int(config.get("in_channels", 3)), _size(config, place)
+    channels, size = _channels(config, 3, place), _size(config, place)
     if config.get("class_embed_type") is not None:
         raise ConfigError(
             f"{place}: its labels come by class_embed_type {config['class_embed_type']}, and tables are read here"
         )
     if config.get("out_channels", channels) not in (channels, 2 * channels):
         raise ConfigError(f"{place}: its network gives {config['out_channels']} channels for {channels}")
-    if channels not in (1, 3):
-        raise ConfigError(f"{place}: its network knows {channels} channels, and grey and RGB pictures are made here")
     rows = int(config.get("num_class_embeds") or 0)
     ours = ours_of(config, channels)
     if ours is not None:
@@ -86,4 +91,21 @@ def _size(config: Mapping[str, Any], place: str) -> int:
     return side
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any], str], Net]] = {"UNet2DModel": _unet}
+def _dit(config: Mapping[str, Any], place: str) -> Net:
+    """DiTTransformer2DModel of pixels, as diffusion-export writes it; it is always told a label, and its last one is none."""
+    channels, ours = _channels(config, 4, place), ours_of_dit(config)
+    if ours is None:
+        raise ConfigError(f"{place}: its DiT has norms, or outputs, that ours has not (norm_eps 1e-6, no learned variance)")
+    rename = lambda weights, classes: weights_of_our_dit(weights, ours["patch_size"], classes)  # noqa: E731
+    rows = int(config.get("num_embeds_ada_norm", 1000)) + 1
+    return Net({"_target_": "diffusion_cli.models.DiT", **ours}, channels, _size(config, place), rows, rename, True)
+
+
+def _channels(config: Mapping[str, Any], silent: int, place: str) -> int:
+    channels = int(config.get("in_channels", silent))
+    if channels not in (1, 3):
+        raise ConfigError(f"{place}: its network knows {channels} channels, and grey and RGB pictures are made here")
+    return channels
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], str], Net]] = {"UNet2DModel": _unet, "DiTTransformer2DModel": _dit}

@@ -60,14 +60,16 @@ def _of_pixels(folder: Path, index: Mapping[str, Any], said: str, home: Path) ->
     facts = net.facts(ours.get("facts"), said)
     used = [network / "config.json", scheduler, *weights]
     used += [path for name in (files.INDEX, files.FACTS) if (path := folder / name).is_file()]
+    dropout = ours.get("label_dropout", 0.1 if net.null_taught else 0.0)
+    if not isinstance(dropout, int | float):
+        raise StorageError(f"{said}: its {files.FACTS} is not what diffusion-export wrote")
     nodes = {
         "schedule": process.schedule,
         "prediction": process.prediction,
         "model": net.node,
         "sampler": process.sampler,
-        "objective": {"_target_": "diffusion_cli.objectives.Denoising", "label_dropout": ours.get("label_dropout", 0.0)},
+        "objective": {"_target_": "diffusion_cli.objectives.Denoising", "label_dropout": dropout},
     }
-
     read = lambda: net.rename(files.tensors_in(weights), len(facts["classes"]))  # noqa: E731
     return Pretrained(folder, home, said, files.digest_of(folder, used), {"config": nodes, "facts": facts}, read)
 

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from diffusion_cli.checkpoint import Damaged
+
 
 class Trained(Protocol):
     """config: {"config": nodes, "facts": facts of the data}. digest: names these very weights. See checkpoint.Checkpoint."""
@@ -72,4 +74,7 @@ class Pretrained:
         return ["average"]  # published weights are the averaged ones as a rule, and no others are there
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        return {f"denoiser.network.{key}": value for key, value in self.read().items()}
+        try:
+            return {f"denoiser.network.{key}": value for key, value in self.read().items()}
+        except (ValueError, KeyError, IndexError, RuntimeError) as error:  # tensors of other names or shapes than the config's
+            raise Damaged(f"{self.said}: {error}") from None
