@@ -46,7 +46,8 @@ def checkpoint_at(path: Path, word: str = "ckpt") -> Checkpoint:
         beside = sorted(p.parent.as_posix() for p in path.parent.glob("*/checkpoints")) if path.parent.is_dir() else []
         raise ConfigError(f"{word}={path} does not exist: {did_you_mean(str(path), beside) if beside else 'train it first'}")
     raise ConfigError(
-        f"{word}={path} holds no checkpoint: give a run (outputs/<name>) or one of its checkpoints/step_... folders"
+        f"{word}={path} holds no checkpoint: give a run (outputs/<name>), one of its checkpoints/step_... folders, "
+        "or a pipeline of diffusers (a folder with model_index.json, or hf://OWNER/NAME)"
     )
 
 

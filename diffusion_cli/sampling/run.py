@@ -79,7 +79,7 @@ def _facts(settings: Sample, found: Trained, compute: Compute, before: dict[str,
 
 def _announce(found: Trained, maker: Maker, settings: Sample, compute: Compute, me: Process, album: Album, there: int) -> None:
     several = f", {me.world} processes" if me.world > 1 else ""
-    say(f"{found.folder}: {settings.weights} weights, {album.n:,} pictures in {maker.sampler.steps} steps, {compute}{several}")
+    say(f"{found.said}: {settings.weights} weights, {album.n:,} pictures in {maker.sampler.steps} steps, {compute}{several}")
     if there:
         say(f"{there:,} of {album.n:,} pictures are there already: {album.folder}")
     if len(album) < me.world and settings.format != "png":
