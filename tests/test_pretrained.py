@@ -97,6 +97,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], type]] = {
     "other blocks": (OTHER, UNet2D),
     "other blocks and labels": ({**OTHER, "num_class_embeds": 4}, UNet2D),
     "a variance learned too": ({"out_channels": 6}, UNet2D),
+    "a centred input": ({"center_input_sample": True}, UNet2D),
     "a scaled middle": ({"mid_block_scale_factor": 1.4}, UNet2D),
     "unequal widths": ({"block_out_channels": (16, 24)}, UNet2D),
 }
@@ -228,6 +229,32 @@ def test_every_scheduler_that_is_read_draws(name: str, plain: Path, tmp_path: Pa
     last = float(denoiser.prediction.c_noise(torch.tensor(1.0, dtype=torch.float64)))
     scheduler.set_timesteps(5)
     assert abs(last - float(scheduler.timesteps[0])) < (200 if name == "PNDMScheduler" else 1e-3 * abs(last) + 1e-3)
+
+
+def test_networks_of_the_ve_sde_answer_alike(tmp_path: Path) -> None:
+    """Theirs are of pictures in [0, 1] and give the score, x0 = x + s^2 score; asked at s from 0.05 to 500."""
+    keys = {
+        "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+        "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+        "block_out_channels": (32, 32),
+        "time_embedding_type": "fourier",
+        "center_input_sample": True,
+        "mid_block_scale_factor": 1.41421356,
+    }
+    net = network(**keys)
+    folder = saved(tmp_path / "it", net, diffusers.ScoreSdeVeScheduler(), "ScoreSdeVePipeline")
+    denoiser = load_denoiser(find(folder), "ema")
+    s = torch.tensor([0.05, 1.0, 20.0, 500.0], dtype=torch.float64)
+    t = denoiser.schedule.t_of_log_snr(-2 * torch.log(2 * s))  # alpha is 1
+    x = torch.rand(4, 3, 8, 8) + s.float().view(4, 1, 1, 1) * torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        x0 = x + s.float().view(4, 1, 1, 1) ** 2 * net(x, s.float()).sample
+        for mine, theirs in zip(denoiser(2 * x - 1, t), 2 * x0 - 1, strict=True):
+            close(mine, theirs, 2e-5)
+    assert drawn(folder, tmp_path / "out", "sampler.steps=3").shape == (4, 8, 8, 3)
+    text = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**text, "center_input_sample": False}))
+    assert "centres its input" in refused(folder)
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------

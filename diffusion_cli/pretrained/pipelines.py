@@ -17,6 +17,7 @@ from diffusion_cli.signatures import did_you_mean
 
 NETWORKS = ("unet", "transformer")  # folders of networks, as pipelines call them
 SCHEDULER = "scheduler"
+UNIT_SCHEDULER = "ScoreSdeVeScheduler"  # the one whose pictures are in [0, 1]
 
 
 def read(folder: Path, said: str, home: Path) -> Pretrained:
@@ -46,11 +47,21 @@ def reader_of(index: Mapping[str, Any], said: str) -> Callable[[Path, Mapping[st
     return _READERS[name]
 
 
-def _of_pixels(folder: Path, index: Mapping[str, Any], said: str, home: Path) -> Pretrained:
-    """One network that knows pictures, and one scheduler."""
+def _of_unit_pixels(folder: Path, index: Mapping[str, Any], said: str, home: Path) -> Pretrained:
+    """The same of pictures in [0, 1], which the network itself brings to [-1, 1]: it is given those at once."""
+    return _of_pixels(folder, index, said, home, centred=True)
+
+
+def _of_pixels(folder: Path, index: Mapping[str, Any], said: str, home: Path, centred: bool = False) -> Pretrained:
+    """One network that knows pictures, and one scheduler. centred: does the network shift its input to [-1, 1]?"""
     name = next((name for name in NETWORKS if name in index), NETWORKS[0])
     network, scheduler = files.part(folder, name), files.part(folder, SCHEDULER) / "scheduler_config.json"
     told, walked = files.parsed(network / "config.json"), files.parsed(scheduler)
+    unit = walked.get("_class_name") == UNIT_SCHEDULER
+    if centred != unit or (centred and not told.get("center_input_sample")):
+        raise ConfigError(f"{said}: a ScoreSdeVePipeline, no other, has a {UNIT_SCHEDULER}, and its network centres its input")
+    if centred:
+        told["center_input_sample"] = False
     try:
         net, process = net_of(told, said), process_of(walked, said)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:  # values of other kinds
@@ -93,6 +104,7 @@ _READERS: dict[str, Callable[[Path, Mapping[str, Any], str, Path], Pretrained]] 
     "DDPMPipeline": _of_pixels,
     "DDIMPipeline": _of_pixels,
     "PNDMPipeline": _of_pixels,
+    "ScoreSdeVePipeline": _of_unit_pixels,
     "ConsistencyModelPipeline": _of_pixels,  # the plain loop with labels, as diffusion-export writes it
 }
 _LATENT = ("LDMPipeline", "DiTPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline", "LDMTextToImagePipeline")

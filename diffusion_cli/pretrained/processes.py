@@ -4,6 +4,7 @@
     num_train_timesteps, beta_*, trained_betas      Betas, Tabulated                prediction_type: Eps, X0, V
     FlowMatch...                                    Flow (its shift is a grid's)    Velocity
     EDM...                                          EDM                             Preconditioned
+    ScoreSdeVe                                      VE, twice as strong             UnitScore
 
 A scheduler there is three things at once; here the walk is only the sampler that is taken when none is named. What it lacks of
 theirs: steps_offset (a shift of a grid by one index) and dynamic thresholding.
@@ -181,6 +182,15 @@ def _edm(rule: Callable[[Config], Node]) -> Callable[[Config, str], Process]:
     return read
 
 
+def _ve(config: Config, place: str) -> Process:
+    """Of pictures in [0, 1]: in ours, [-1, 1], all noise is twice as large."""
+    ends = {"sigma_min": 2 * config.get("sigma_min", 0.01), "sigma_max": 2 * config.get("sigma_max", 1348.0)}
+    rule = {"steps": 2000, "corrections": config.get("correct_steps", 1), "snr": config.get("snr", 0.15)}
+    grid = {"_target_": f"{_SAMPLERS}Uniform"}
+    sampler = {"_target_": f"{_SAMPLERS}PredictorCorrector", **rule, "clip": False, "grid": grid}
+    return Process({"_target_": f"{_SCHEDULES}VE", **ends}, {"_target_": f"{_PREDICTIONS}UnitScore"}, sampler)
+
+
 _EULER = _rule("Ancestral", 50, eta=0.0)
 _READERS: dict[str, Callable[[Config, str], Process]] = {
     "DDPMScheduler": _Walk(_ddpm, "leading", True),
@@ -200,4 +210,5 @@ _READERS: dict[str, Callable[[Config, str], Process]] = {
     "FlowMatchHeunDiscreteScheduler": _flow("Heun"),
     "EDMEulerScheduler": _edm(_EULER),
     "EDMDPMSolverMultistepScheduler": _edm(_dpm),
+    "ScoreSdeVeScheduler": _ve,
 }
