@@ -47,6 +47,16 @@ class Checkpoint:
         """The run that it belongs to, or the checkpoint itself where it lies alone."""
         return self.folder.parent.parent if self.folder.parent.name == "checkpoints" else self.folder
 
+    @property
+    def mark(self) -> str:
+        """A word for names of files: which state of the run this is."""
+        return f"step_{self.step:08d}"
+
+    @property
+    def said(self) -> str:
+        """What finds it again."""
+        return str(self.folder)
+
     def groups(self) -> list[str]:
         """Which of weights, average, optimizer and trainer there are: an exported checkpoint has one of the first two."""
         return [Path(name).stem for name in _manifest(self.folder)["files"] if name.endswith(".safetensors")]

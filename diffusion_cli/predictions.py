@@ -136,6 +136,20 @@ class Score(_NeedsSignal):
 
 
 @dataclass(frozen=True)
+class UnitScore(_NeedsSignal):
+    """F = -noise / s, told s, with s = sigma / 2: the score of pictures in [0, 1], where noise is half as large as in [-1, 1].
+
+    The networks of Song et al. 2021 on the variance-exploding SDE, as ScoreSdeVePipeline of diffusers has them.
+    """
+
+    def row(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), -2 / self.schedule.sigma(t)
+
+    def c_noise(self, t: Tensor) -> Tensor:
+        return self.schedule.sigma(t) / 2
+
+
+@dataclass(frozen=True)
 class NextStep(Prediction):
     """F = x_s, the same picture with the same noise one step cleaner: s = t - 1 / steps (the 16-step CIFAR-10 tutorial)."""
 

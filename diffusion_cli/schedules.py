@@ -9,17 +9,16 @@ kept in float64. The ends are exact: sigma(0) = 0, and alpha(1) = 0 where `reach
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from diffusion_cli.beta_curves import CURVES, to_zero_terminal
 from diffusion_cli.randomness import Source
-from diffusion_cli.ranges import PositiveFloat, PositiveInt, Rate
+from diffusion_cli.ranges import Fraction, PositiveFloat, PositiveInt, Rate
 
 
 def over_pictures(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -118,13 +117,60 @@ class VariancePreserving(Schedule):
         return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
 
 
-@dataclass(frozen=True)
-class Betas(VariancePreserving):
-    """A table of N betas (Ho et al. 2020, "Denoising diffusion probabilistic models"): alpha_k^2 = prod_{i <= k} (1 - beta_i).
+class Knots(VariancePreserving):
+    """A table of alpha^2 at N times (Ho et al. 2020, "Denoising diffusion probabilistic models").
 
     Index k stands at t = (k + 1) / N, so that t = 0 is clean data, and k is what the network is told. Between knots log_snr is
     linear in t; before the first, sigma / alpha is proportional to t; with a zero terminal, alpha / sigma falls linearly to 0
     over the last step.
+    """
+
+    @property
+    @abstractmethod
+    def alpha_bar(self) -> Tensor:
+        """[N] float64, falling: alpha^2 at the knots; 0 last with a zero terminal."""
+
+    @cached_property
+    def knots(self) -> Tensor:
+        """[N] float64: log_snr at the knots, falling; -inf last with a zero terminal."""
+        return torch.log(self.alpha_bar) - torch.log1p(-self.alpha_bar)
+
+    @property
+    def reaches_zero(self) -> bool:  # type: ignore[override]
+        return bool(self.alpha_bar[-1] == 0)
+
+    @property
+    def earliest(self) -> float:
+        return 1 / len(self.knots)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        knots = _knots_on(self, t.device)
+        n = len(knots)
+        place = t.double() * n - 1  # the knot's index, continued between knots
+        k = place.floor().clamp(0, n - 2).long()
+        w = place - k
+        between = torch.lerp(knots[k], knots[k + 1].clamp(min=-1e3), w)
+        if self.reaches_zero:
+            between = torch.where(k == n - 2, knots[k] + 2 * torch.log1p(-w.clamp(max=1)), between)
+        return torch.where(place < 0, knots[0] - 2 * torch.log(place + 1), between).to(t.dtype)
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        knots, l = _knots_on(self, log_snr.device), log_snr.double().contiguous()
+        n = len(knots)
+        k = (torch.searchsorted(-knots, -l) - 1).clamp(0, n - 2)
+        w = (knots[k] - l) / (knots[k] - knots[k + 1].clamp(min=-1e3))
+        if self.reaches_zero:
+            w = torch.where(k == n - 2, -torch.expm1((l - knots[k]) / 2), w)
+        place = torch.where(l > knots[0], torch.exp((knots[0] - l) / 2) - 1, k + w)
+        return ((place + 1) / n).clamp(max=1).to(log_snr.dtype)
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return len(self.knots) * t - 1
+
+
+@dataclass(frozen=True)
+class Betas(Knots):
+    """A table of N betas by the name of its curve: alpha_k^2 = prod_{i <= k} (1 - beta_i).
 
     curve: linear (Ho et al. 2020), scaled_linear (linear in sqrt(beta), Rombach et al. 2022), sigmoid (Xu et al. 2022,
     GeoDiff), laplace (Hang and Gu 2024), cosine (Nichol and Dhariwal 2021, eq. 17, betas at most 0.999). The last two have no
@@ -148,85 +194,42 @@ class Betas(VariancePreserving):
 
     @cached_property
     def alpha_bar(self) -> Tensor:
-        """[N] float64: alpha^2 at the knots."""
-        alpha_bar = torch.cumprod(1 - _CURVES[self.curve](self.steps, self.first, self.last), dim=0)
-        return _to_zero_terminal(alpha_bar) if self.zero_terminal_snr else alpha_bar
-
-    @cached_property
-    def knots(self) -> Tensor:
-        """[N] float64: log_snr at the knots, falling; -inf last with a zero terminal."""
-        return torch.log(self.alpha_bar) - torch.log1p(-self.alpha_bar)
+        alpha_bar = torch.cumprod(1 - CURVES[self.curve](self.steps, self.first, self.last), dim=0)
+        return to_zero_terminal(alpha_bar) if self.zero_terminal_snr else alpha_bar
 
     @property
     def reaches_zero(self) -> bool:  # type: ignore[override]
         return self.zero_terminal_snr
 
-    @property
-    def earliest(self) -> float:
-        return 1 / self.steps
 
-    def log_snr(self, t: Tensor) -> Tensor:
-        knots = _knots_on(self, t.device)
-        place = t.double() * self.steps - 1  # the knot's index, continued between knots
-        k = place.floor().clamp(0, self.steps - 2).long()
-        w = place - k
-        between = torch.lerp(knots[k], knots[k + 1].clamp(min=-1e3), w)
-        if self.zero_terminal_snr:
-            between = torch.where(k == self.steps - 2, knots[k] + 2 * torch.log1p(-w.clamp(max=1)), between)
-        return torch.where(place < 0, knots[0] - 2 * torch.log(place + 1), between).to(t.dtype)
+@dataclass(frozen=True)
+class Tabulated(Knots):
+    """A table of N betas in numbers, as a pipeline of diffusers may bring it along (trained_betas).
 
-    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        knots, l = _knots_on(self, log_snr.device), log_snr.double().contiguous()
-        k = (torch.searchsorted(-knots, -l) - 1).clamp(0, self.steps - 2)
-        w = (knots[k] - l) / (knots[k] - knots[k + 1].clamp(min=-1e3))
-        if self.zero_terminal_snr:
-            w = torch.where(k == self.steps - 2, -torch.expm1((l - knots[k]) / 2), w)
-        place = torch.where(l > knots[0], torch.exp((knots[0] - l) / 2) - 1, k + w)
-        return ((place + 1) / self.steps).clamp(max=1).to(log_snr.dtype)
+    told_first: by which number the network is told the first knot. zero_terminal_snr: as in Betas.
+    """
+
+    betas: tuple[Fraction, ...]
+    told_first: Literal[0, 1] = 0
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.betas) < 2 or not all(beta > 0 for beta in self.betas) or 1 in self.betas[:-1]:
+            raise ValueError("betas: a table of at least two numbers above 0 is needed, and none but the last may be 1")
+
+    @cached_property
+    def alpha_bar(self) -> Tensor:
+        alpha_bar = torch.cumprod(1 - torch.tensor(self.betas, dtype=torch.float64), dim=0)
+        return to_zero_terminal(alpha_bar) if self.zero_terminal_snr else alpha_bar
 
     def timestep(self, t: Tensor) -> Tensor:
-        return self.steps * t - 1
+        return len(self.betas) * t - 1 + self.told_first
 
 
 @cache
-def _knots_on(table: Betas, device: torch.device) -> Tensor:
+def _knots_on(table: Knots, device: torch.device) -> Tensor:
     """The knots where they are needed, copied there once: a copy at every step would make a GPU wait."""
     return table.knots.to(device)
-
-
-def _from_alpha_bar(alpha_bar: Callable[[float], float], steps: int) -> Tensor:
-    """Betas whose products follow alpha_bar(t), none above 0.999."""
-    values = [alpha_bar(k / steps) for k in range(steps + 1)]
-    return torch.tensor([min(1 - b / a, 0.999) for a, b in pairwise(values)], dtype=torch.float64)
-
-
-def _cosine(t: float) -> float:
-    return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-
-
-def _laplace(t: float) -> float:
-    """The inverse of the Laplace distribution of log_snr, as diffusers tabulates it (alpha, not alpha^2, follows sigmoid)."""
-    log_snr = -0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6)
-    return math.sqrt(1 / (1 + math.exp(-log_snr)))
-
-
-def _line(start: float, end: float, steps: int) -> Tensor:
-    return torch.linspace(start, end, steps, dtype=torch.float64)
-
-
-_CURVES: dict[str, Callable[[int, float, float], Tensor]] = {  # (N, first, last) -> betas [N] float64
-    "linear": lambda steps, first, last: _line(first, last, steps),
-    "scaled_linear": lambda steps, first, last: _line(first**0.5, last**0.5, steps) ** 2,
-    "sigmoid": lambda steps, first, last: torch.sigmoid(_line(-6, 6, steps)) * (last - first) + first,
-    "laplace": lambda steps, first, last: _from_alpha_bar(_laplace, steps),
-    "cosine": lambda steps, first, last: _from_alpha_bar(_cosine, steps),
-}
-
-
-def _to_zero_terminal(alpha_bar: Tensor) -> Tensor:
-    """Shifts alpha so that the last is 0 and scales it so that the first stays (Lin et al. 2024, algorithm 1)."""
-    alpha = alpha_bar.sqrt()
-    return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
 
 
 @dataclass(frozen=True)

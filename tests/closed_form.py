@@ -13,12 +13,25 @@ from torch import Tensor
 
 from diffusion_cli import losses as losses  # the doors: importing them defines every subclass
 from diffusion_cli import samplers as samplers
-from diffusion_cli.schedules import EDM, VE, VP, Betas, Flow, Mix, Schedule, Shifted, VariancePreserving, over_pictures
+from diffusion_cli.schedules import (
+    EDM,
+    VE,
+    VP,
+    Betas,
+    Flow,
+    Mix,
+    Schedule,
+    Shifted,
+    Tabulated,
+    VariancePreserving,
+    over_pictures,
+)
 
 torch.set_num_threads(1)
 
 _NEED_ARGUMENTS = {
-    Shifted: [Shifted(Flow()), Shifted(Betas("cosine"), 4.0), Shifted(EDM(), 2.0), Shifted(Betas(zero_terminal_snr=True))]
+    Shifted: [Shifted(Flow()), Shifted(Betas("cosine"), 4.0), Shifted(EDM(), 2.0), Shifted(Betas(zero_terminal_snr=True))],
+    Tabulated: [Tabulated((1e-3, 0.01, *(0.1,) * 40)), Tabulated((1e-3, 0.01, *(0.1,) * 40), 1, True)],
 }
 _GRIDS_THAT_NEED_ARGUMENTS: dict[type, list[samplers.Grid]] = {
     samplers.Tail: [samplers.Tail(samplers.Uniform(), 0.65), samplers.Tail(samplers.Own(), 1.0)],
@@ -47,6 +60,8 @@ def name(thing: object) -> str:
         return f"Shifted-{name(thing.base)}"
     if isinstance(thing, Betas):
         return f"Betas-{thing.curve}{'-zero' if thing.zero_terminal_snr else ''}-{thing.steps}"
+    if isinstance(thing, Tabulated):
+        return f"Tabulated{'-zero' if thing.zero_terminal_snr else ''}"
     return type(thing).__name__
 
 

@@ -6,11 +6,11 @@ from closed_form import SCHEDULES, Mixture, close, concrete, f64, name, pictures
 from torch import nn
 
 from diffusion_cli.denoiser import Denoiser
-from diffusion_cli.predictions import X0, Eps, NextStep, Preconditioned, Prediction, Score, V, Velocity
+from diffusion_cli.predictions import X0, Eps, NextStep, Preconditioned, Prediction, Score, UnitScore, V, Velocity
 from diffusion_cli.samplers import Ancestral, Uniform
 from diffusion_cli.schedules import EDM, VE, VP, Betas, Flow
 
-NEEDS_SIGNAL = (Eps, Score)
+NEEDS_SIGNAL = (Eps, Score, UnitScore)
 PAIRS = [
     pytest.param(schedule, kind, id=f"{name(kind)}-{name(schedule)}")
     for kind in concrete(Prediction)
@@ -87,7 +87,7 @@ def test_the_table_of_rows(schedule):
         NextStep: (schedule.alpha(T - 1 / 16), schedule.sigma(T - 1 / 16)),
     }
     if not schedule.reaches_zero:
-        table |= {Eps: (0, 1), Score: (0, -1 / sigma)}
+        table |= {Eps: (0, 1), Score: (0, -1 / sigma), UnitScore: (0, -2 / sigma)}
     for kind, row in table.items():
         for got, wanted in zip(kind(schedule).row(T), row):
             wanted = torch.as_tensor(wanted, dtype=torch.float64)

@@ -21,6 +21,7 @@ EXAMPLES = (
     ("diffusion-sample ckpt=outputs/cifar label=horse seed=7 out=horses", "one class, to a folder of your choice"),
     ("diffusion-sample ckpt=outputs/digits guidance=2 label=all n=100", "guided by labels, a row for each class"),
     ("diffusion-sample ckpt=outputs/digits snapshots=[0,10,40] nearest=5", "a walk in detail; the nearest training pictures"),
+    ("diffusion-sample ckpt=hf://google/ddpm-cifar10-32 sampler=dpmpp_2m", "a pipeline of diffusers: the hub, or a folder"),
     ("diffusion-sample ckpt=outputs/digits n=50000 batch=1000 format=parquet", "many; the same command goes on after a stop"),
 )
 

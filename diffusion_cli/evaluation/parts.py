@@ -10,7 +10,6 @@ from torch import Tensor
 
 from diffusion_cli.assembly import Facts
 from diffusion_cli.build import build
-from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.data import Dataset, Pictures
 from diffusion_cli.devices import Compute
 from diffusion_cli.errors import ConfigError
@@ -23,6 +22,7 @@ from diffusion_cli.evaluation.samples import Look, Samples, directions, rows_of_
 from diffusion_cli.evaluation.words import ENOUGH, OF_PICTURES, OF_SAMPLES
 from diffusion_cli.features import Extractor, Features
 from diffusion_cli.options import option_of
+from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
 from diffusion_cli.sampling.finding import load_denoiser
 from diffusion_cli.sampling.maker import maker_of
@@ -48,7 +48,7 @@ class Part:
     words: list[str]
 
 
-def of_pictures(found: Checkpoint, dataset: Dataset, settings: Evaluate, compute: Compute) -> Part:
+def of_pictures(found: Trained, dataset: Dataset, settings: Evaluate, compute: Compute) -> Part:
     """Raises UserError for what cannot be measured."""
     denoiser = load_denoiser(found, settings.weights, settings.trust).to(compute.device)
     if isinstance(denoiser.schedule, Mix) and {"bits", "bound"} & set(settings.metrics):
@@ -68,7 +68,7 @@ def of_pictures(found: Checkpoint, dataset: Dataset, settings: Evaluate, compute
     return Part("pictures", count, make, conclude, asked, [split, f"n_{count}"])
 
 
-def of_samples(found: Checkpoint, dataset: Dataset, wanted: Measurement, metrics: list[str], compute: Compute) -> Part:
+def of_samples(found: Trained, dataset: Dataset, wanted: Measurement, metrics: list[str], compute: Compute) -> Part:
     """Raises UserError for what cannot be measured."""
     settings, facts = wanted.root, found.config["facts"]
     n = settings.n or SAMPLES

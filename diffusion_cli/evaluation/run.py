@@ -15,13 +15,13 @@ import torch
 from tqdm import tqdm
 
 from diffusion_cli import storage
-from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.devices import choose
 from diffusion_cli.distributed import process
 from diffusion_cli.evaluation.figures import Figure, shown
 from diffusion_cli.evaluation.parts import Part, of_pictures, of_samples
 from diffusion_cli.evaluation.rows import Ledger
 from diffusion_cli.evaluation.words import OF_PICTURES, OF_SAMPLES
+from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import on_board, say
 from diffusion_cli.sampling.finding import dataset_of, find
 from diffusion_cli.sampling.question import alone
@@ -33,7 +33,7 @@ def evaluate(wanted: Measurement) -> Path:
     """Measures what the settings ask for, prints it and returns the file that keeps it. Raises UserError, Stopped."""
     began, settings, me = time.perf_counter(), wanted.root, process()
     compute = choose(me.device(settings.device), settings.precision, settings.compile, say)
-    found = find(Path(settings.ckpt))
+    found = find(settings.ckpt)
     dataset = dataset_of(found, settings.data, settings.trust)
     ours = [metric for metric in settings.metrics if metric in OF_SAMPLES]
     parts = [of_samples(found, dataset, wanted, ours, compute)] if ours else []
@@ -77,23 +77,18 @@ def evaluate(wanted: Measurement) -> Path:
     storage.write(path, (json.dumps({"figures": figures, "made_by": made_by}, indent=1) + "\n").encode())
     if found.folder.parent.name == "checkpoints":
         where = "evaluate" if settings.weights == "ema" else "evaluate_raw"
-        on_board(_home(found), found.step, {f"{where}/{name}": figure["value"] for name, figure in figures.items()})
+        on_board(found.run, found.step, {f"{where}/{name}": figure["value"] for name, figure in figures.items()})
     say(f"{seconds:.1f} s, of which {made:.1f} s for {sum(part.count for part in parts):,} pictures: {path}")
     return path
 
 
-def _home(found: Checkpoint) -> Path:
-    """The run of a checkpoint, or the checkpoint itself where it lies alone."""
-    return found.folder.parent.parent if found.folder.parent.name == "checkpoints" else found.folder
-
-
-def _path(settings: Evaluate, found: Checkpoint, parts: list[Part], key: str) -> Path:
+def _path(settings: Evaluate, found: Trained, parts: list[Part], key: str) -> Path:
     if settings.out is not None:
         return Path(settings.out)
     metrics = [*settings.metrics[:3], *([f"and_{len(settings.metrics) - 3}_more"] if len(settings.metrics) > 3 else [])]
-    words = [f"step_{found.step:08d}", *metrics, *(word for part in parts for word in part.words), f"seed_{settings.seed}"]
+    words = [found.mark, *metrics, *(word for part in parts for word in part.words), f"seed_{settings.seed}"]
     words += ["raw"] if settings.weights == "raw" else []
-    return _home(found) / "evaluated" / f"{'-'.join([*words, key[:6]])}.json"
+    return found.run / "evaluated" / f"{'-'.join([*words, key[:6]])}.json"
 
 
 def _digest(value: object) -> str:

@@ -5,6 +5,7 @@ ConsistencyModelPipeline, is in truth the plain loop: input scaled, label told, 
 which has no scaling to be asked for, it fails. Where none fits, the two parts are written, and the card has the loop.
 """
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from diffusion_cli.errors import ConfigError
 from diffusion_cli.exporting import diffusers_models, diffusers_schedulers
 from diffusion_cli.exporting.diffusers_schedulers import Peer
 from diffusion_cli.exporting.parcel import Model, Parcel
+from diffusion_cli.pretrained.files import FACTS
 from diffusion_cli.samplers import Sampler
 from diffusion_cli.sampling.labels import classes_of
 from diffusion_cli.vision import mend_torchvision
@@ -42,10 +44,19 @@ def diffusers(model: Model) -> Parcel:
             scheduler.save_pretrained(f"{place}/scheduler")
         paths = [path for path in sorted(Path(place).rglob("*")) if path.is_file()]
         files = {path.relative_to(place).as_posix(): path.read_bytes() for path in paths}
+    files[FACTS] = _facts(model)
     use = _of_pipeline(model, network, peer, pipeline) if pipeline else _of_parts(model, network, peer, part)
     limits = () if peer.note is None else (peer.note,)
     tag = (f"diffusers:{pipeline}",) if pipeline else ()
     return Parcel(files, use, "diffusers", ("safetensors", *tag), limits)
+
+
+def _facts(model: Model) -> bytes:
+    """What no file of diffusers says, and diffusion-sample ckpt=FOLDER reads: names of classes, and whether none was taught."""
+    open_labels = model.facts["taught"] and label_of(model) is None
+    facts = {**model.facts, **({} if open_labels else {"classes": [], "taught": []})}
+    told = {"facts": facts, "label_dropout": model.node["objective"].get("label_dropout", 0.0)}
+    return (json.dumps(told, indent=1) + "\n").encode()
 
 
 def label_of(model: Model) -> int | None:

@@ -1,16 +1,16 @@
 """Our networks as classes of diffusers with the same weights, where both compute the same; else the reason why not."""
 
-import re
 from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.models import DiT, UNet
+from diffusion_cli.models.diffusers_dit import weights_of_theirs
 from diffusion_cli.models.diffusers_names import renamed
+from diffusion_cli.models.diffusers_unet import theirs_of
 from diffusion_cli.models.network import Network
 
 
@@ -34,24 +34,12 @@ def _unet(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Mo
     """UNet2DModel, which differs in names alone. A label told for good is a constant of the time embedding."""
     from diffusers import UNet2DModel
 
-    levels = range(len(keys["multipliers"]))
-    attend = [level in keys["attention_levels"] for level in levels]
     open_labels = network.num_classes and label is None
     peer = UNet2DModel(
         sample_size=network.image_size,
         in_channels=network.channels,
         out_channels=network.channels,
-        block_out_channels=tuple(keys["width"] * m for m in keys["multipliers"]),
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attend),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)),
-        layers_per_block=keys["blocks"],
-        attention_head_dim=keys["head_width"],
-        dropout=keys["dropout"],
-        norm_num_groups=keys["groups"],
-        norm_eps=keys["norm_eps"],
-        flip_sin_to_cos=keys["time_order"] == "cos_sin",
-        freq_shift=keys["time_shift"],
-        downsample_padding={"end": 0, "both": 1}[keys["downsample_padding"]],
+        **theirs_of(keys),
         num_class_embeds=network.num_classes + 1 if open_labels else None,
     )
     ours = dict(network.state_dict())
@@ -89,45 +77,8 @@ def _dit(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Mod
         num_embeds_ada_norm=max(network.num_classes, 1),
         norm_eps=1e-6,
     )
-    peer.load_state_dict(_dit_weights(network, peer))
+    peer.load_state_dict(weights_of_theirs(network, peer))
     return peer
-
-
-def _dit_weights(network: DiT, peer: nn.Module) -> dict[str, Tensor]:
-    """Ours under their names: q, k and v apart, patches as a convolution, and their pixels before their channels."""
-    p, c = network.patch_size, network.channels
-    ours = dict(network.state_dict())
-    if network.class_embedding is None:  # any label is told, and says nothing
-        ours["class_embedding.weight"] = torch.zeros(2, network.patches_in.out_features)
-    weights = {"pos_embed.proj.weight": ours["patches_in.weight"].unflatten(1, (c, p, p))}
-    for end in ("weight", "bias"):
-        weights[f"proj_out_2.{end}"] = ours[f"patches_out.{end}"].unflatten(0, (c, p, p)).movedim(0, 2).flatten(0, 2)
-    for theirs in peer.state_dict():
-        block, _, place = theirs.removeprefix("transformer_blocks.").partition(".")
-        if (part := re.fullmatch(r"attn1\.to_([qkv])\.(\w+)", place)) is not None:
-            whole = ours[f"blocks.{block}.attention.qkv.{part[2]}"]
-            weights[theirs] = whole.chunk(3, dim=0)["qkv".index(part[1])].clone()
-        elif theirs not in weights:
-            weights[theirs] = ours[_dit_name(theirs)]
-    return weights
-
-
-_DIT_RENAMES = (  # theirs -> ours, in this order
-    (r"^transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder\.linear_(\d)", r"time_embedding.linear\1"),
-    (r"^transformer_blocks\.\d+\.norm1\.emb\.class_embedder\.embedding_table", "class_embedding"),
-    (r"^transformer_blocks\.(\d+)\.norm1\.linear", r"blocks.\1.modulation"),
-    (r"^transformer_blocks\.(\d+)\.attn1\.to_out\.0", r"blocks.\1.attention.out"),
-    (r"^transformer_blocks\.(\d+)\.ff\.net\.0\.proj", r"blocks.\1.mlp.0"),
-    (r"^transformer_blocks\.(\d+)\.ff\.net\.2", r"blocks.\1.mlp.3"),
-    (r"^pos_embed\.proj", "patches_in"),
-    (r"^proj_out_1", "modulation_out"),
-)
-
-
-def _dit_name(theirs: str) -> str:
-    for pattern, replacement in _DIT_RENAMES:
-        theirs = re.sub(pattern, replacement, theirs)
-    return theirs
 
 
 _MAKERS: dict[type[Network], Callable[[Network, Mapping[str, Any], int | None], nn.Module]] = {UNet: _unet, DiT: _dit}

@@ -18,11 +18,10 @@ import torch
 
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.predictions import X0, Eps, NextStep, Preconditioned, Prediction, Score, V, Velocity
-from diffusion_cli.schedules import EDM, Betas, Flow, Schedule, Shifted, VariancePreserving
+from diffusion_cli.pretrained.words import CURVES, TYPES
+from diffusion_cli.schedules import EDM, Betas, Flow, Knots, Schedule, Shifted, Tabulated, VariancePreserving
 
 _NAMES = {Eps: "eps", V: "v", X0: "x0", Velocity: "flow", Preconditioned: "edm", NextStep: "next_step", Score: "score"}
-_TYPES = {Eps: "epsilon", V: "v_prediction", X0: "sample"}  # ours -> theirs
-_CURVES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}  # those that DDIMScheduler has
 LARGEST = 80.0  # sigma / alpha where a walk begins on a schedule that ends in pure noise, as EDM's own does
 TIMES = 1000  # of a tabulated schedule: also the scale on which a network is told t
 
@@ -52,23 +51,25 @@ def peer_of(prediction: Prediction, clip: bool) -> Peer:
         return _edm(schedule, prediction.sigma_data)
     if kind is Velocity and type(schedule) is Flow:
         return Peer("FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": TIMES, "shift": 1.0})
-    if kind in _TYPES and isinstance(base, VariancePreserving):
-        table = _table(schedule) if isinstance(base, Betas) else _tabulated(schedule)
-        fixed = {"prediction_type": _TYPES[kind], "clip_sample": clip, "clip_sample_range": 1.0, "set_alpha_to_one": True}
+    if kind in TYPES and isinstance(base, VariancePreserving):
+        by_index = isinstance(base, Betas) or (isinstance(base, Tabulated) and base.told_first == 0)
+        table = _table(schedule) if by_index else _tabulated(schedule)
+        fixed = {"prediction_type": TYPES[kind], "clip_sample": clip, "clip_sample_range": 1.0, "set_alpha_to_one": True}
         return Peer("DDIMScheduler", {**table, **fixed})
     raise _refusal(_reason(prediction))
 
 
 def _table(schedule: Schedule) -> dict[str, Any]:
     """A table of betas: by its name where they have one, else as trained_betas."""
-    if isinstance(schedule, Betas) and schedule.curve in _CURVES:
+    if isinstance(schedule, Betas) and schedule.curve in CURVES:
         ends = {"beta_start": schedule.first, "beta_end": schedule.last}
-        named = {"num_train_timesteps": schedule.steps, "beta_schedule": _CURVES[schedule.curve], **ends}
+        named = {"num_train_timesteps": schedule.steps, "beta_schedule": CURVES[schedule.curve], **ends}
         return {**named, "rescale_betas_zero_snr": schedule.zero_terminal_snr, "timestep_spacing": "trailing"}
     base = schedule.base if isinstance(schedule, Shifted) else schedule
-    assert isinstance(base, Betas)
-    t = torch.arange(1, base.steps + 1, dtype=torch.float64) / base.steps
-    return {"num_train_timesteps": base.steps, "trained_betas": _betas(schedule, t), "timestep_spacing": "trailing"}
+    assert isinstance(base, Knots)
+    n = len(base.knots)
+    t = torch.arange(1, n + 1, dtype=torch.float64) / n
+    return {"num_train_timesteps": n, "trained_betas": _betas(schedule, t), "timestep_spacing": "trailing"}
 
 
 def _tabulated(schedule: Schedule) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _edm(schedule: Schedule, sigma_data: float) -> Peer:
 def _reason(prediction: Prediction) -> str:
     name = _NAMES.get(type(prediction), type(prediction).__name__)
     schedule = type(prediction.schedule).__name__
-    if type(prediction) in _TYPES:
+    if type(prediction) in TYPES:
         return f"diffusers reads prediction={name} on variance-preserving schedules alone, not on {schedule}"
     if type(prediction) is Velocity:
         return f"diffusers reads prediction=flow on schedule=flow alone, not on {schedule}"

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffusion_cli import storage
+from diffusion_cli.checkpoint import Checkpoint
+from diffusion_cli.errors import ConfigError
 from diffusion_cli.exporting import hub, record
 from diffusion_cli.exporting.card import PICTURE, card_of
 from diffusion_cli.exporting.diffusers_folder import diffusers
@@ -28,7 +30,9 @@ FORMS: dict[str, Callable[[Model], Parcel]] = {
 def export(settings: Export) -> Path:
     """Writes what the settings ask for and returns its folder. Raises UserError."""
     began = time.perf_counter()
-    found = find(Path(settings.ckpt))
+    found = find(settings.ckpt)
+    if not isinstance(found, Checkpoint):
+        raise ConfigError(f"ckpt={settings.ckpt} is a pipeline already: diffusion-export writes what a run here has trained")
     target, asked = record.place(settings, found), record.asked_of(settings, found)
     before = record.standing(target, asked)
     account = hub.login(settings.repo) if settings.repo is not None else None

@@ -3,6 +3,10 @@
 import re
 
 _RENAMES = (  # in this order
+    (r"(\.attentions\.\d+)\.query\.", r"\1.to_q."),  # attention in files of before 2023, as google/ddpm-*
+    (r"(\.attentions\.\d+)\.key\.", r"\1.to_k."),
+    (r"(\.attentions\.\d+)\.value\.", r"\1.to_v."),
+    (r"(\.attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
     (r"^time_embedding\.linear_(\d)", r"time_embedding.linear\1"),
     (r"^conv_norm_out", "norm_out"),
     (r"^(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1.\2.blocks.\3.residual"),

@@ -1,4 +1,4 @@
-"""The checkpoint that a path means, and the trained denoiser or classifier in it."""
+"""The trained model that a path or a name on the hub means, and the denoiser or classifier in it."""
 
 from pathlib import Path
 
@@ -12,16 +12,26 @@ from diffusion_cli.data import Dataset
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError, StorageError
 from diffusion_cli.noisy_classifier import NoisyClassifier
+from diffusion_cli.pretrained.pipelines import is_pipeline
+from diffusion_cli.pretrained.place import from_folder, from_hub, on_hub
+from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
 from diffusion_cli.signatures import did_you_mean
 
 
-def find(path: Path, word: str = "ckpt") -> Checkpoint:
-    """The checkpoint at a path: a run's newest good one, or that very folder. Raises StorageError with the way out.
+def find(path: Path | str, word: str = "ckpt") -> Trained:
+    """A run's newest good checkpoint, or that very one; a pipeline of diffusers, in a folder or on the hub. Raises UserError.
 
     checkpoints/best of a run is the one that trainer.best kept. word: the setting that said the path, for messages.
     """
-    path = path.expanduser()
+    if on_hub(str(path)):
+        return from_hub(str(path), word)
+    path = Path(path).expanduser()
+    return from_folder(path) if is_pipeline(path) else checkpoint_at(path, word)
+
+
+def checkpoint_at(path: Path, word: str = "ckpt") -> Checkpoint:
+    """The checkpoint at a path: a run's newest good one, or that very folder. Raises StorageError with the way out."""
     if path.name == "best" and path.parent.name == "checkpoints":
         try:
             path = checkpoint.pointed(path.parent)
@@ -41,11 +51,12 @@ def find(path: Path, word: str = "ckpt") -> Checkpoint:
         beside = sorted(p.parent.as_posix() for p in path.parent.glob("*/checkpoints")) if path.parent.is_dir() else []
         raise ConfigError(f"{word}={path} does not exist: {did_you_mean(str(path), beside) if beside else 'train it first'}")
     raise ConfigError(
-        f"{word}={path} holds no checkpoint: give a run (outputs/<name>) or one of its checkpoints/step_... folders"
+        f"{word}={path} holds no checkpoint: give a run (outputs/<name>), one of its checkpoints/step_... folders, "
+        "or a pipeline of diffusers (a folder with model_index.json, or hf://OWNER/NAME)"
     )
 
 
-def load_denoiser(found: Checkpoint, weights: str, trust: tuple[str, ...] = ()) -> Denoiser:
+def load_denoiser(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> Denoiser:
     """The trained denoiser in evaluation mode. weights: ema or raw. Raises StorageError."""
     if "denoiser" not in _parts(found, trust):
         raise ConfigError(
@@ -57,7 +68,7 @@ def load_denoiser(found: Checkpoint, weights: str, trust: tuple[str, ...] = ()) 
     return denoiser
 
 
-def load_classifier(found: Checkpoint, weights: str, trust: tuple[str, ...] = ()) -> NoisyClassifier:
+def load_classifier(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> NoisyClassifier:
     """The trained classifier in evaluation mode. weights: ema or raw. Raises StorageError."""
     if "classifier" not in _parts(found, trust):
         raise ConfigError(
@@ -69,14 +80,14 @@ def load_classifier(found: Checkpoint, weights: str, trust: tuple[str, ...] = ()
     return classifier
 
 
-def _parts(found: Checkpoint, trust: tuple[str, ...]) -> list[str]:
+def _parts(found: Trained, trust: tuple[str, ...]) -> list[str]:
     node = found.config["config"].get("objective")
     if node is None:
         raise StorageError(f"{found.folder} is of another program: its config.json lacks objective")
     return parts_of(node, trust)
 
 
-def _fill(model: nn.Module, found: Checkpoint, prefix: str, weights: str) -> None:
+def _fill(model: nn.Module, found: Trained, prefix: str, weights: str) -> None:
     """Loads what the objective kept under that prefix, for asking alone."""
     names = {"ema": "average", "raw": "weights"}
     try:
@@ -93,11 +104,26 @@ def _fill(model: nn.Module, found: Checkpoint, prefix: str, weights: str) -> Non
     model.eval().requires_grad_(False)
 
 
-def dataset_of(found: Checkpoint, path: str | None, trust: tuple[str, ...] = ()) -> Dataset:
-    """The data set that the checkpoint was trained on, from another path if one is given. Raises ConfigError."""
+def dataset_of(found: Trained, path: str | None, trust: tuple[str, ...] = ()) -> Dataset:
+    """The data set that the checkpoint was trained on, from another path if one is given. Raises ConfigError.
+
+    A pipeline does not say what it was trained on: its pictures are those of a folder that is named.
+    """
+    if "dataset" not in found.config["config"]:
+        return _named(found, path)
     node = dict(found.config["config"]["dataset"])
     if path is not None:
         if "path" not in node:
             raise ConfigError(f"data={path}: the run's data set {node['_target_']} has no path to change")
         node["path"] = path
     return build(node, Dataset, "dataset", trust=trust)
+
+
+def _named(found: Trained, path: str | None) -> Dataset:
+    facts = found.config["facts"]
+    if path is None:
+        raise ConfigError(f"{found.said} does not say on which pictures it was trained: name a folder of them with data=DIR")
+    if facts["taught"]:
+        raise ConfigError(f"data={path}: {found.said} is told classes, and which picture of a folder is of which is not known")
+    sizes = {"size": facts["image_size"], "channels": facts["channels"]}
+    return build({"_target_": "diffusion_cli.data.Folder", "path": path, **sizes}, Dataset, "dataset")

@@ -6,11 +6,12 @@ from typing import NamedTuple
 from torch import nn
 
 from diffusion_cli.assembly import Facts
-from diffusion_cli.checkpoint import Checkpoint, folders
+from diffusion_cli.checkpoint import folders
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.guidance import Helper
 from diffusion_cli.noisy_classifier import NoisyClassifier
+from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.sampling.finding import find, load_classifier, load_denoiser
 
 _LOAD = {Denoiser: load_denoiser, NoisyClassifier: load_classifier}
@@ -24,7 +25,7 @@ class Second(NamedTuple):
     digest: str
 
 
-def second_of(wanted: Helper, first: Checkpoint, weights: str, trust: tuple[str, ...]) -> Second:
+def second_of(wanted: Helper, first: Trained, weights: str, trust: tuple[str, ...]) -> Second:
     """weights: those of the first model, ema or raw. Raises UserError where there is no such model or it does not fit."""
     found = _find(wanted, first)
     model = _LOAD[wanted.kind](found, wanted.weights, trust)
@@ -48,9 +49,9 @@ def second_of(wanted: Helper, first: Checkpoint, weights: str, trust: tuple[str,
     return Second(model, two, found.digest)
 
 
-def _find(wanted: Helper, first: Checkpoint) -> Checkpoint:
+def _find(wanted: Helper, first: Trained) -> Trained:
     if wanted.ckpt is not None and wanted.step is None:
-        return find(Path(wanted.ckpt), "guidance.ckpt")
+        return find(wanted.ckpt, "guidance.ckpt")
     if wanted.step is None:
         return first
     run = first.folder.parent if wanted.ckpt is None else Path(wanted.ckpt).expanduser()

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from diffusion_cli.assembly import Facts
 from diffusion_cli.build import build
-from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.devices import Compute
 from diffusion_cli.editing import Between, Edit, Start, invert
 from diffusion_cli.errors import ConfigError, StorageError
 from diffusion_cli.guidance import Guidance
+from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.randomness import Source
 from diffusion_cli.samplers import Sampler, State
 from diffusion_cli.sampling.beginning import beginning
@@ -57,7 +57,7 @@ class Maker:
         return walk(self.denoiser, self.sampler, source, labels, self.guidance, self.start, self.edit, self.helper, shares)
 
 
-def maker_of(request: Request, found: Checkpoint, compute: Compute) -> Maker:
+def maker_of(request: Request, found: Trained, compute: Compute) -> Maker:
     """Raises UserError for whatever the checkpoint cannot be asked."""
     settings = request.root
     node, facts = found.config["config"], found.config["facts"]

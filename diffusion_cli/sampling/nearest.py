@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from diffusion_cli import drawing, storage
-from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.data import Dataset, Pictures
 from diffusion_cli.devices import Compute
 from diffusion_cli.evaluation.middle import LOG_SNR, Middle, middle_of
 from diffusion_cli.evaluation.nearest import AMONG, Near, close, copied, nearest, threshold
 from diffusion_cli.objectives.denoising import gather
+from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
 from diffusion_cli.sampling.finding import load_denoiser
 from diffusion_cli.sampling.together import give_up
@@ -33,12 +33,12 @@ Look = Callable[[Tensor], Tensor]  # uint8 [B, C, H, W] -> [B, D]
 
 
 def compare(
-    samples: Tensor, found: Checkpoint, dataset: Dataset, settings: Sample, compute: Compute, folder: Path, stop: StopRequest
+    samples: Tensor, found: Trained, dataset: Dataset, settings: Sample, compute: Compute, folder: Path, stop: StopRequest
 ) -> None:
     """samples uint8 [N, C, H, W]: the first that were made. Raises UserError, Stopped after a signal."""
     pictures = dataset.load("train")
     assert pictures is not None
-    if pictures.fingerprint != found.config["facts"]["fingerprint"]:
+    if pictures.fingerprint != found.config["facts"]["fingerprint"] != "":
         say("nearest: these are not the pictures that the network was trained on (data=, or the files have changed)")
     held_out = dataset.load("test")
     inside = torch.tensor(drawing.evenly(REFERENCES, len(pictures)))  # of the training pictures
@@ -88,7 +88,7 @@ def compare(
     )
 
 
-def _features(found: Checkpoint, settings: Sample, compute: Compute, some: Tensor) -> Middle | None:
+def _features(found: Trained, settings: Sample, compute: Compute, some: Tensor) -> Middle | None:
     """Of the network as it was trained, neither compiled nor autocast; centred on some training pictures."""
     denoiser = load_denoiser(found, settings.weights, settings.trust).to(compute.device)
     middle = middle_of(denoiser, some[:1])

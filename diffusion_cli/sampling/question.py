@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_cli import storage
-from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.errors import ConfigError, DataError, StorageError
 from diffusion_cli.options import option_of
+from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
 from diffusion_cli.sampling.formats import FORMATS
 from diffusion_cli.settings import Request, Sample
@@ -26,7 +26,7 @@ _FILE = "metadata.json"
 _BITS = ("batch", "device", "torch")  # what the last bits of a picture depend on
 
 
-def place(request: Request, found: Checkpoint, asked: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+def place(request: Request, found: Trained, asked: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The folder of this question, and what its metadata said before; nothing of a new one. Raises UserError."""
     settings = request.root
     for folder in _candidates(request, found, asked):
@@ -48,21 +48,20 @@ def place(request: Request, found: Checkpoint, asked: Mapping[str, Any]) -> tupl
     raise ConfigError("a thousand folders hold the pictures of similar questions: choose one with out=")
 
 
-def _candidates(request: Request, found: Checkpoint, asked: Mapping[str, Any]) -> Iterator[Path]:
+def _candidates(request: Request, found: Trained, asked: Mapping[str, Any]) -> Iterator[Path]:
     settings = request.root
     if settings.out is not None:
         yield Path(settings.out)
         return
-    run = found.folder.parent.parent if found.folder.parent.name == "checkpoints" else found.folder
     sampler = asked["sampler"]
-    words = [f"step_{found.step:08d}", option_of("sampler", sampler), f"{sampler['steps']}"]
+    words = [found.mark, option_of("sampler", sampler), f"{sampler['steps']}"]
     words += _guidance(request.guidance)
     words += [f"seed_{settings.seed}", *([] if settings.label is None else [f"label_{_joined(settings.label)}"])]
     words += [*_beginning(settings, asked), *([] if request.edit is None else [option_of("edit", request.edit)])]
     words += ["raw"] if settings.weights == "raw" else []
     name = re.sub(r"[^\w.+-]+", "_", "-".join(words))
-    yield run / "generated" / name
-    yield from (run / "generated" / f"{name}-{k}" for k in range(2, 1000))
+    yield found.run / "generated" / name
+    yield from (found.run / "generated" / f"{name}-{k}" for k in range(2, 1000))
 
 
 def _guidance(node: Mapping[str, Any]) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from diffusion_cli import drawing, storage
-from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.devices import Compute, choose
 from diffusion_cli.distributed import Process, process
+from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
 from diffusion_cli.sampling import question
 from diffusion_cli.sampling.finding import dataset_of, find
@@ -32,7 +32,7 @@ def sample(request: Request) -> Path:
     """Writes the pictures that the request asks for and returns their folder. Raises UserError; Stopped after a signal."""
     settings, me = request.root, process()
     compute = choose(me.device(settings.device), settings.precision, settings.compile, say)
-    found = find(Path(settings.ckpt))
+    found = find(settings.ckpt)
     maker = maker_of(request, found, compute)
     film = Film.of(settings, maker.sampler.length(maker.denoiser.schedule)) if me.first else Film()
     dataset = dataset_of(found, settings.data, settings.trust) if settings.nearest else None
@@ -70,18 +70,16 @@ def sample(request: Request) -> Path:
     return folder
 
 
-def _facts(settings: Sample, found: Checkpoint, compute: Compute, before: dict[str, Any]) -> dict[str, Any]:
+def _facts(settings: Sample, found: Trained, compute: Compute, before: dict[str, Any]) -> dict[str, Any]:
     """How the pictures are made, beside the question. A folder never shrinks: a smaller n finds its pictures there."""
     device = re.sub(r"^cuda:\d+", "cuda", str(compute))  # several processes have several of the same kind
     n = max(settings.n, before.get("n", 0))
-    return {"n": n, "batch": settings.batch, "ckpt": str(found.folder), "device": device, "torch": torch.__version__}
+    return {"n": n, "batch": settings.batch, "ckpt": found.said, "device": device, "torch": torch.__version__}
 
 
-def _announce(
-    found: Checkpoint, maker: Maker, settings: Sample, compute: Compute, me: Process, album: Album, there: int
-) -> None:
+def _announce(found: Trained, maker: Maker, settings: Sample, compute: Compute, me: Process, album: Album, there: int) -> None:
     several = f", {me.world} processes" if me.world > 1 else ""
-    say(f"{found.folder}: {settings.weights} weights, {album.n:,} pictures in {maker.sampler.steps} steps, {compute}{several}")
+    say(f"{found.said}: {settings.weights} weights, {album.n:,} pictures in {maker.sampler.steps} steps, {compute}{several}")
     if there:
         say(f"{there:,} of {album.n:,} pictures are there already: {album.folder}")
     if len(album) < me.world and settings.format != "png":

@@ -1,0 +1,111 @@
+"""A network of diffusers in our words: the node of a model, the facts of its pictures, and its weights by our names."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from diffusion_cli.assembly import Facts
+from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.models.diffusers_dit import ours_of as ours_of_dit
+from diffusion_cli.models.diffusers_dit import weights_of_ours as weights_of_our_dit
+from diffusion_cli.models.diffusers_unet import keys_of_theirs, ours_of, weights_of_ours, with_null
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Net:
+    """node: without what the facts say. rename: their tensors -> ours. rows: of the class table; 0 without one. null_taught: is
+    the last row known to be trained for no label?"""
+
+    node: dict[str, Any]
+    channels: int
+    image_size: int
+    rows: int
+    rename: Callable[[Weights, int], dict[str, Tensor]]  # and the number of classes
+    null_taught: bool = False
+
+    def facts(self, said: Any, place: str) -> Facts:
+        """said: the facts that an export of ours has beside it. Without them classes are numbers, and all rows are classes."""
+        names = [str(k) for k in range(self.rows - self.null_taught)]
+        sizes = {"channels": self.channels, "image_size": self.image_size}
+        facts: dict[str, Any] = {**sizes, "classes": names, "taught": list(range(len(names))), "fingerprint": ""}
+        if said is None:
+            return Facts(**facts)  # type: ignore[typeddict-item]
+        kinds = {"classes": str, "taught": int}
+        lists = isinstance(said, Mapping) and all(isinstance(said.get(key), list) for key in kinds)
+        right = lists and all(isinstance(one, kind) for key, kind in kinds.items() for one in said[key])
+        if not right or any(not 0 <= label < len(said["classes"]) for label in said["taught"]):
+            raise StorageError(f"{place}: its facts.json is not what diffusion-export wrote")
+        if said["taught"] and self.rows != len(said["classes"]) + 1:
+            raise StorageError(
+                f"{place}: facts.json names {len(said['classes'])} classes, and the network has {self.rows} rows"
+            )
+        told = {**{key: said[key] for key in kinds}, "fingerprint": str(said.get("fingerprint", ""))}
+        return Facts(**{**facts, **told})  # type: ignore[typeddict-item]
+
+
+def net_of(config: Mapping[str, Any], place: str) -> Net:
+    """config: a network's config.json. place: whose, for messages. Raises ConfigError for what has no counterpart here."""
+    name = str(config.get("_class_name"))
+    if name not in _READERS:
+        raise ConfigError(f"{place}: its network is a {name}, and {' and '.join(_READERS)} are read here")
+    return _READERS[name](config, place)
+
+
+def _unet(config: Mapping[str, Any], place: str) -> Net:
+    """UNet2DModel: our own UNet where it computes the same, which needs no diffusers; else that class behind our contract."""
+    channels, size = _channels(config, 3, place), _size(config, place)
+    if config.get("class_embed_type") is not None:
+        raise ConfigError(
+            f"{place}: its labels come by class_embed_type {config['class_embed_type']}, and tables are read here"
+        )
+    if config.get("out_channels", channels) not in (channels, 2 * channels):
+        raise ConfigError(f"{place}: its network gives {config['out_channels']} channels for {channels}")
+    rows = int(config.get("num_class_embeds") or 0)
+    ours = ours_of(config, channels)
+    if ours is not None:
+        return Net({"_target_": "diffusion_cli.models.UNet", **ours}, channels, size, rows, _as_ours)
+    return Net({"_target_": "diffusion_cli.models.UNet2D", **keys_of_theirs(config)}, channels, size, rows, _as_theirs)
+
+
+def _as_ours(weights: Weights, classes: int) -> dict[str, Tensor]:
+    return _filled(weights_of_ours(weights), "class_embedding.weight", classes)
+
+
+def _as_theirs(weights: Weights, classes: int) -> dict[str, Tensor]:
+    return _filled({f"peer.{name}": value for name, value in weights.items()}, "peer.class_embedding.weight", classes)
+
+
+def _filled(weights: dict[str, Tensor], table: str, classes: int) -> dict[str, Tensor]:
+    return {**weights, table: with_null(weights[table], classes)} if table in weights else weights
+
+
+def _size(config: Mapping[str, Any], place: str) -> int:
+    size = config.get("sample_size")
+    sides = set(size) if isinstance(size, list) else {size}
+    if len(sides) != 1 or not isinstance(side := sides.pop(), int):
+        raise ConfigError(f"{place}: its pictures are of size {size}, and square ones of a stated size are made here")
+    return side
+
+
+def _dit(config: Mapping[str, Any], place: str) -> Net:
+    """DiTTransformer2DModel of pixels, as diffusion-export writes it; it is always told a label, and its last one is none."""
+    channels, ours = _channels(config, 4, place), ours_of_dit(config)
+    if ours is None:
+        raise ConfigError(f"{place}: its DiT has norms, or outputs, that ours has not (norm_eps 1e-6, no learned variance)")
+    rename = lambda weights, classes: weights_of_our_dit(weights, ours["patch_size"], classes)  # noqa: E731
+    rows = int(config.get("num_embeds_ada_norm", 1000)) + 1
+    return Net({"_target_": "diffusion_cli.models.DiT", **ours}, channels, _size(config, place), rows, rename, True)
+
+
+def _channels(config: Mapping[str, Any], silent: int, place: str) -> int:
+    channels = int(config.get("in_channels", silent))
+    if channels not in (1, 3):
+        raise ConfigError(f"{place}: its network knows {channels} channels, and grey and RGB pictures are made here")
+    return channels
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], str], Net]] = {"UNet2DModel": _unet, "DiTTransformer2DModel": _dit}
