@@ -162,11 +162,12 @@ class UNet2D(Network):
             )
         except (TypeError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:  # it checks little itself
             raise ValueError(f"UNet2DModel of diffusers refuses these keys: {' '.join(str(error).split())}") from None
-        self.by_index = time_embedding_type == "learned"  # of whole numbers below num_train_timesteps
+        # a table of embeddings has its last row here, and is asked by whole numbers
+        self.last_index = (num_train_timesteps or 1) - 1 if time_embedding_type == "learned" else None
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        if self.by_index:
-            time = time.round().long().clamp(0, self.peer.config.num_train_timesteps - 1)  # [B]
+        if self.last_index is not None:
+            time = time.round().long().clamp(0, self.last_index)  # [B]
         F = self.peer(x, time, class_labels=self.labels(x, cond)).sample  # [B, C, H, W], or [B, 2 C, H, W]
         return F[:, : self.channels]  # [B, C, H, W]
 
