@@ -103,6 +103,15 @@ NETWORKS: dict[str, tuple[dict[str, Any], type]] = {
 }
 
 
+def test_times_by_a_table_are_whole_numbers(tmp_path: Path) -> None:
+    """An embedding that was learned for each index is asked between them too: at the nearest."""
+    net = network(time_embedding_type="learned", num_train_timesteps=1000)
+    denoiser = load_denoiser(find(saved(tmp_path / "it", net, diffusers.DDPMScheduler())), "ema")
+    x, index = torch.randn(3, 3, 8, 8), torch.tensor([0, 412, 999])
+    with torch.no_grad():
+        close(denoiser.network(x, index + torch.tensor([-0.4, 0.4, 0.4])), net(x, index).sample)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_answer_alike(name: str, tmp_path: Path) -> None:
     keys, expected = NETWORKS[name]
@@ -365,6 +374,9 @@ INDEX, CONFIG, SCHEDULER = "model_index.json", "unet/config.json", "scheduler/sc
         (CONFIG, {"_class_name": "UNet2DConditionModel"}, "its network is a UNet2DConditionModel"),
         (CONFIG, {"sample_size": [8, 16]}, "size \\[8, 16\\], and square ones"),
         (CONFIG, {"class_embed_type": "timestep"}, "by class_embed_type timestep"),
+        (CONFIG, {"time_embedding_type": "learned"}, "UNet2DModel of diffusers refuses these keys"),
+        (CONFIG, {"block_out_channels": []}, "is not understood"),
+        (CONFIG, {"norm_num_groups": 7}, "width is 16 and groups is 7"),
         (CONFIG, {"in_channels": 4, "out_channels": 4}, "knows 4 channels"),
         (
             SCHEDULER,
@@ -377,7 +389,7 @@ INDEX, CONFIG, SCHEDULER = "model_index.json", "unet/config.json", "scheduler/sc
     ],
 )
 def test_what_is_not_read_is_said(path: str, keys: dict[str, Any], says: str, plain: Path, tmp_path: Path) -> None:
-    assert re.search(says, refused(changed(plain, tmp_path, path, **keys)))
+    assert re.search(says, refused(changed(plain, tmp_path, path, **keys), kind=UserError))
 
 
 def test_pickles_and_damage(plain: Path, tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def ours_of(config: Mapping[str, Any], channels: int) -> dict[str, Any] | None:
     widths = told["block_out_channels"]
     orders, paddings = ({value: word for word, value in table.items()} for table in (_ORDERS, _PADDINGS))
     differs = any(told[key] != value for key, value in _FIXED.items()) or told.get("out_channels") not in (None, channels)
-    if differs or any(w % widths[0] for w in widths) or told["downsample_padding"] not in paddings:
+    shifted = told["freq_shift"] not in (0, 1)
+    if differs or shifted or any(w % widths[0] for w in widths) or told["downsample_padding"] not in paddings:
         return None
     keys = {
         "width": widths[0],
@@ -129,37 +130,44 @@ class UNet2D(Network):
             from diffusers import UNet2DModel
         except ImportError:
             raise ValueError("this network needs the package diffusers: pip install 'diffusion-cli[diffusers]'") from None
-        self.peer = UNet2DModel(
-            sample_size=image_size,
-            in_channels=channels,
-            out_channels=channels if out_channels is None else out_channels,
-            center_input_sample=center_input_sample,
-            time_embedding_type=time_embedding_type,
-            time_embedding_dim=time_embedding_dim,
-            freq_shift=freq_shift,
-            flip_sin_to_cos=flip_sin_to_cos,
-            down_block_types=down_block_types,
-            mid_block_type=mid_block_type,
-            up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            mid_block_scale_factor=mid_block_scale_factor,
-            downsample_padding=downsample_padding,
-            downsample_type=downsample_type,
-            upsample_type=upsample_type,
-            dropout=dropout,
-            act_fn=act_fn,
-            attention_head_dim=attention_head_dim,
-            norm_num_groups=norm_num_groups,
-            attn_norm_num_groups=attn_norm_num_groups,
-            norm_eps=norm_eps,
-            resnet_time_scale_shift=resnet_time_scale_shift,
-            add_attention=add_attention,
-            num_class_embeds=num_classes + 1 if num_classes else None,
-            num_train_timesteps=num_train_timesteps,
-        )
+        try:
+            self.peer = UNet2DModel(
+                sample_size=image_size,
+                in_channels=channels,
+                out_channels=channels if out_channels is None else out_channels,
+                center_input_sample=center_input_sample,
+                time_embedding_type=time_embedding_type,
+                time_embedding_dim=time_embedding_dim,
+                freq_shift=freq_shift,
+                flip_sin_to_cos=flip_sin_to_cos,
+                down_block_types=down_block_types,
+                mid_block_type=mid_block_type,
+                up_block_types=up_block_types,
+                block_out_channels=block_out_channels,
+                layers_per_block=layers_per_block,
+                mid_block_scale_factor=mid_block_scale_factor,
+                downsample_padding=downsample_padding,
+                downsample_type=downsample_type,
+                upsample_type=upsample_type,
+                dropout=dropout,
+                act_fn=act_fn,
+                attention_head_dim=attention_head_dim,
+                norm_num_groups=norm_num_groups,
+                attn_norm_num_groups=attn_norm_num_groups,
+                norm_eps=norm_eps,
+                resnet_time_scale_shift=resnet_time_scale_shift,
+                add_attention=add_attention,
+                num_class_embeds=num_classes + 1 if num_classes else None,
+                num_train_timesteps=num_train_timesteps,
+            )
+        except (TypeError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:  # it checks little itself
+            raise ValueError(f"UNet2DModel of diffusers refuses these keys: {' '.join(str(error).split())}") from None
+        # a table of embeddings has its last row here, and is asked by whole numbers
+        self.last_index = (num_train_timesteps or 1) - 1 if time_embedding_type == "learned" else None
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+        if self.last_index is not None:
+            time = time.round().long().clamp(0, self.last_index)  # [B]
         F = self.peer(x, time, class_labels=self.labels(x, cond)).sample  # [B, C, H, W], or [B, 2 C, H, W]
         return F[:, : self.channels]  # [B, C, H, W]
 
