@@ -186,7 +186,7 @@ def test_latents_are_standardised_and_come_back(words: tuple[str, ...]) -> None:
         assert across.mean(1).abs().max() < 1e-4 and (across.std(1, unbiased=False) - 1).abs().max() < 1e-4
         straight = codec.network(x, torch.zeros(40, 3, 4, 4)).y
         assert (codec.decode(latents) - straight).abs().max() < 1e-4
-    with pytest.raises(ValueError, match="choose dataset.size=8"):
+    with pytest.raises(ValueError, match=r"choose dataset\.size=8"):
         codec.shape(1, 16)
 
 

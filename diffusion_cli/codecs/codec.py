@@ -1,7 +1,7 @@
 """Between pictures and what is diffused: x = encode(picture), picture = decode(x).
 
-    picture  [B, C, H, W] float32 in [-1, 1]
-    x        [B, *shape(C, H)] float32, of about zero mean and unit variance: what schedules and networks are made for
+picture  [B, C, H, W] float32 in [-1, 1]
+x        [B, *shape(C, H)] float32, of about zero mean and unit variance: what schedules and networks are made for
 """
 
 from abc import ABC, abstractmethod

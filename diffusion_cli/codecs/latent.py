@@ -22,6 +22,9 @@ SMALLEST = 1e-6  # std of a channel that says nothing
 class Latent(Codec):
     """An autoencoder with the mean and std [c] of its latents, which are 0 and 1 until they were measured."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: Autoencoder):
         super().__init__()
         self.network = network

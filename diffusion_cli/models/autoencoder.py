@@ -16,7 +16,7 @@ The convolutions are those of diffusers' AutoencoderKL and VQModel, whose weight
 import math
 from abc import ABC, abstractmethod
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ class AutoencoderKL(Autoencoder):
         self.kl_weight = kl_weight
         from diffusers import AutoencoderKL as Peer
 
-        self.peer = Peer(
+        self.peer: Any = Peer(
             in_channels=channels,
             out_channels=channels,
             down_block_types=("DownEncoderBlock2D",) * len(widths),
@@ -160,7 +160,7 @@ class AutoencoderVQ(Autoencoder):
         self.commitment = commitment
         from diffusers import VQModel as Peer
 
-        self.peer = Peer(
+        self.peer: Any = Peer(
             in_channels=channels,
             out_channels=channels,
             down_block_types=("DownEncoderBlock2D",) * len(widths),

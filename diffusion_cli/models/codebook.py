@@ -34,6 +34,9 @@ class Found(NamedTuple):
 class Codebook(nn.Module):
     """K codes of `width` numbers. decay: None where they are learned by gradient."""
 
+    counts: Tensor  # [K]
+    sums: Tensor  # [K, c]
+
     def __init__(self, codes: int, width: int, decay: float | None):
         super().__init__()
         self.decay = decay

@@ -50,8 +50,8 @@ def load_denoiser(found: Checkpoint, weights: str, trust: tuple[str, ...] = ()) 
     """The trained denoiser in evaluation mode. weights: ema or raw. Raises StorageError."""
     if "autoencoder" in _parts(found, trust):
         raise ConfigError(
-            f"{found.folder} is no denoiser but an autoencoder: it makes no pictures of its own; what it makes of given ones is "
-            f"in {found.run / 'samples'}"
+            f"{found.folder} is no denoiser but an autoencoder: it makes no pictures of its own; what it makes of given "
+            f"ones is in {found.run / 'samples'}"
         )
     if "denoiser" not in _parts(found, trust):
         raise ConfigError(
