@@ -84,6 +84,8 @@ class AutoencoderKL(Autoencoder):
     ValueError: a size that cannot be halved so often, widths that groups do not divide, diffusers missing.
     """
 
+    peer: Any
+
     def __init__(
         self,
         channels: PositiveInt,
@@ -99,7 +101,7 @@ class AutoencoderKL(Autoencoder):
         self.kl_weight = kl_weight
         from diffusers import AutoencoderKL as Peer
 
-        self.peer: Any = Peer(
+        self.peer = Peer(
             in_channels=channels,
             out_channels=channels,
             down_block_types=("DownEncoderBlock2D",) * len(widths),
@@ -143,6 +145,8 @@ class AutoencoderVQ(Autoencoder):
     AutoencoderKL.
     """
 
+    peer: Any  # to a type checker diffusers' classes lack what their constructors register
+
     def __init__(
         self,
         channels: PositiveInt,
@@ -160,7 +164,7 @@ class AutoencoderVQ(Autoencoder):
         self.commitment = commitment
         from diffusers import VQModel as Peer
 
-        self.peer: Any = Peer(
+        self.peer = Peer(
             in_channels=channels,
             out_channels=channels,
             down_block_types=("DownEncoderBlock2D",) * len(widths),
@@ -178,7 +182,8 @@ class AutoencoderVQ(Autoencoder):
 
     @property
     def codebook(self) -> Codebook:
-        return self.peer.quantize
+        book: Codebook = self.peer.quantize
+        return book
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.peer.quant_conv(self.peer.encoder(x)).float()  # [B, c, h, w]
