@@ -9,12 +9,13 @@ from typing import Any, TypedDict
 import torch
 
 from diffusion_cli.build import build
+from diffusion_cli.codecs import Latent
 from diffusion_cli.data import Dataset
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.guidance import Guidance
 from diffusion_cli.losses import Loss, Times
-from diffusion_cli.models import Classifier, Network
+from diffusion_cli.models import Autoencoder, Classifier, Network
 from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.objectives import Objective
 from diffusion_cli.predictions import Prediction
@@ -57,10 +58,17 @@ def classifier_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] 
     return NoisyClassifier(build(node["model"], Classifier, "model", sizes, trust))
 
 
+def autoencoder_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = ()) -> Latent:
+    """The autoencoder that the node model describes, with fresh weights and the scale of its latents. Raises ConfigError."""
+    sizes = {"channels": facts["channels"], "image_size": facts["image_size"]}
+    return Latent(build(node["model"], Autoencoder, "model", sizes, trust))
+
+
 # What the constructor of an objective may ask for by the name of an argument; config.PARTS says the names without torch.
 PARTS: dict[str, Callable[[Mapping[str, Any], Facts, Collection[str]], object]] = {
     "denoiser": denoiser_of,
     "classifier": classifier_of,
+    "autoencoder": autoencoder_of,
     "schedule": lambda node, facts, trust: build(node["schedule"], Schedule, "schedule", trust=trust),
     "loss": lambda node, facts, trust: build(node["loss"], Loss, "loss", trust=trust),
     "times": lambda node, facts, trust: build(node["loss"]["times"], Times, "loss.times", trust=trust),

@@ -17,7 +17,12 @@ from diffusion_cli.options import CONFIGS as CONFIGS
 from diffusion_cli.signatures import check, check_values, shown, signature, target_of
 
 # what an objective's constructor may ask of the program, by the names of arguments: assembly.py makes them
-PARTS = ("denoiser", "classifier", "schedule", "loss", "times", "sampler", "guidance", "names", "taught", "previews")
+PARTS = (
+    "denoiser", "classifier", "autoencoder", "schedule", "loss", "times", "sampler", "guidance", "names", "taught", "previews",
+)  # fmt: skip
+# what the group `model` must be, by the part that the objective asks for
+MODELS = {"classifier": "diffusion_cli.models.Classifier", "autoencoder": "diffusion_cli.models.Autoencoder"}
+_OF_DIFFUSERS = ("diffusion_cli.models.AutoencoderKL", "diffusion_cli.models.AutoencoderVQ")
 
 # group -> (what it must build, which of its arguments the program itself supplies)
 TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -70,11 +75,12 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
     wrong = _root(node, "Train", inner)
     wrong += _values(node.get("trainer"), "Trainer", "trainer")
     for group, (base, given) in TRAIN_GROUPS.items():
-        if group == "model" and _trains_classifier(node.get("objective"), trust):
-            base = "diffusion_cli.models.Classifier"
+        if group == "model":
+            base = _model_of(node.get("objective"), trust) or base
         found = check(node.get(group), base, group, given, trust)
         if group == "model" and found and ": not a " in found[0]:
-            found[0] += "; model=classifier goes with objective=classifying, the other models with objective=denoising"
+            found[0] += "; model=classifier goes with objective=classifying, autoencoder_kl and autoencoder_vq with "
+            found[0] += "objective=autoencoding, the other models with objective=denoising"
         wrong += found
     if node.get("features") is not None:
         wrong += check(node["features"], FEATURES, "features", trust=trust)
@@ -238,12 +244,13 @@ def _ends(ends: Sequence[object], n: int) -> list[str]:
     return []
 
 
-def _trains_classifier(objective: object, trust: list[str]) -> bool:
-    """Whether the objective asks for a classifier, and so what the group `model` must be."""
+def _model_of(objective: object, trust: list[str]) -> str | None:
+    """What the group `model` must be where the objective asks for something other than a denoiser."""
     try:
-        return "classifier" in target_of(objective, "objective", trust).parameters
+        asked = target_of(objective, "objective", trust).parameters
     except ConfigError:
-        return False  # its own line says why
+        return None  # its own line says why
+    return next((base for part, base in MODELS.items() if part in asked), None)
 
 
 def _root(node: Mapping[str, Any], schema: str, inner: set[str]) -> list[str]:
@@ -267,6 +274,8 @@ def _pairs(node: Mapping[str, Any]) -> list[str]:
     """Values that are right alone and impossible together."""
     wrong = []
     trainer, sampler = node["trainer"], node["sampler"]
+    if node["model"]["_target_"] in _OF_DIFFUSERS and find_spec("diffusers") is None:
+        wrong.append("the networks of autoencoders are those of diffusers: pip install 'diffusion-cli[diffusers]'")
     if trainer["steps"] is None and trainer["images"] is None and trainer["minutes"] is None:
         wrong.append("the run has no end: give trainer.steps, trainer.images or trainer.minutes")
     decay = node["optimizer"].get("decay")

@@ -233,6 +233,12 @@ class Trainer:
         """The pictures of an evaluation, and the place of its figures."""
         return (self.batches.pictures, "evaluate_on_train") if self.held_out is None else (self.held_out, "evaluate")
 
+    def settle(self) -> None:
+        """What the objective measures of the training pictures, of the newest weights and of the average."""
+        with torch.no_grad(), self.compute.precision():
+            for model in (self.objective.eval(), self.shadow):
+                model.settle(self.batches.pictures, self.settings.batch)
+
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
@@ -244,6 +250,7 @@ class Trainer:
         trainer = {
             f"{name}/{part}": value for name, tally in self.progress.tallies.items() for part, value in tally._asdict().items()
         }
+        self.settle()
         weights = self.objective.state_dict()
         if not all(bool(torch.isfinite(value).all()) for value in weights.values() if value.is_floating_point()):
             raise NumericError(

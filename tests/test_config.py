@@ -45,6 +45,7 @@ TINY_CLASSIFIER = (
     "model.attention_levels=[]",
     "model.head_width=8",
 )
+TINY_AUTOENCODER = ("model.widths=[8,8]", "model.groups=4")
 SECOND = {"auto", "classifier"}  # guidance that asks a second model, which training has not
 TINY_UNET = ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipliers=[1,1,1,1]", "model.head_width=8")
 MISSING = {"folder": ("dataset.path=somewhere",), "parquet": ("dataset.path=somewhere",), "hub": ("dataset.repo=some/where",)}
@@ -65,6 +66,10 @@ def words_of(group: str, option: str) -> list[str]:
         words += ["sampler.grid.at=[1,0.5]", "sampler.steps=2"]
     if (group, option) in (("objective", "classifying"), ("model", "classifier")):
         words = ["objective=classifying", "model=classifier"]
+    if group == "model" and option.startswith("autoencoder"):
+        words = ["objective=autoencoding", f"model={option}"]
+    if option == "autoencoding":
+        words = ["objective=autoencoding", "model=autoencoder_kl"]
     return words
 
 
@@ -139,6 +144,7 @@ def test_option(group: str, option: str) -> None:
     model = TINY_MODELS.get(option, TINY_UNET) if group == "model" else TINY_UNET
     shrunk = model if group == "model" else (*model, "model.multipliers=[1]")
     shrunk = TINY_CLASSIFIER if "classifying" in words[0] else shrunk
+    shrunk = TINY_AUTOENCODER if "autoencoding" in words[0] else shrunk
     shrunk = (*shrunk, "dataset.labels=true") if group == "guidance" or "classifying" in words[0] else shrunk
     shrunk = (*shrunk, "sampler.steps=200") if option == "dpm_adaptive" else shrunk  # a limit, there, and 2 are too few
     before, between, after = two_steps(config.check_train(changed(node, *SMALL, *shrunk)))
@@ -221,6 +227,8 @@ def test_the_parts_of_an_objective_are_those_that_the_config_knows() -> None:
 
 PAIRS = [
     (("objective=classifying",), "not a Classifier; model=classifier goes with objective=classifying"),
+    (("objective=autoencoding",), "not a Autoencoder; "),
+    (("model=autoencoder_kl",), "not a Network; .* autoencoder_kl and autoencoder_vq with objective=autoencoding"),
     (("model=classifier",), "not a Network; model=classifier goes with objective=classifying"),
     (("prediction=eps",), "prediction=eps is impossible"),
     (("prediction=score", "schedule=zero_snr"), "prediction=score is impossible"),

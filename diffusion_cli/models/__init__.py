@@ -1,5 +1,9 @@
-"""Networks: F = network(x, time, cond), and classifiers: logits = classifier(x, time). They know tensors, never schedules."""
+"""Networks: F = network(x, time, cond), classifiers: logits = classifier(x, time), and autoencoders. They know tensors, never
+schedules."""
 
+from diffusion_cli.models.autoencoder import Autoencoder as Autoencoder
+from diffusion_cli.models.autoencoder import AutoencoderKL as AutoencoderKL
+from diffusion_cli.models.autoencoder import AutoencoderVQ as AutoencoderVQ
 from diffusion_cli.models.classifier import Classifier as Classifier
 from diffusion_cli.models.classifier import Encoder as Encoder
 from diffusion_cli.models.diffusers_unet import UNet2D as UNet2D

@@ -1,5 +1,6 @@
 """What a trainer can train: an objective gives a loss for a batch, pictures to look at and figures to compare."""
 
+from diffusion_cli.objectives.autoencoding import Autoencoding as Autoencoding
 from diffusion_cli.objectives.classifying import Classifying as Classifying
 from diffusion_cli.objectives.denoising import Denoising as Denoising
 from diffusion_cli.objectives.objective import Objective as Objective

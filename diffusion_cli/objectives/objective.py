@@ -47,3 +47,6 @@ class Objective(nn.Module):
     @abstractmethod
     def evaluate(self, pictures: Pictures, source: Source, batch: int) -> dict[str, float]:
         """Figures on pictures that were not trained on, the same noise every time."""
+
+    def settle(self, pictures: Pictures, batch: int) -> None:
+        """Called before a checkpoint, in evaluation mode, with the training pictures: for what the state measures of them."""

@@ -1,13 +1,14 @@
-"""The trained model that a path or a name on the hub means, and the denoiser or classifier in it."""
+"""The trained model that a path or a name on the hub means, and the denoiser, classifier or autoencoder in it."""
 
 from pathlib import Path
 
 from torch import nn
 
 from diffusion_cli import checkpoint
-from diffusion_cli.assembly import classifier_of, denoiser_of, parts_of
+from diffusion_cli.assembly import autoencoder_of, classifier_of, denoiser_of, parts_of
 from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint, Damaged
+from diffusion_cli.codecs import Codec
 from diffusion_cli.data import Dataset
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError, StorageError
@@ -58,6 +59,11 @@ def checkpoint_at(path: Path, word: str = "ckpt") -> Checkpoint:
 
 def load_denoiser(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> Denoiser:
     """The trained denoiser in evaluation mode. weights: ema or raw. Raises StorageError."""
+    if "autoencoder" in _parts(found, trust):
+        raise ConfigError(
+            f"{found.folder} is no denoiser but an autoencoder: it makes no pictures of its own; what it makes of given "
+            f"ones is in {found.run / 'samples'}"
+        )
     if "denoiser" not in _parts(found, trust):
         raise ConfigError(
             f"{found.folder} is no denoiser but a classifier: it makes no pictures, it guides those of another run with "
@@ -72,12 +78,24 @@ def load_classifier(found: Trained, weights: str, trust: tuple[str, ...] = ()) -
     """The trained classifier in evaluation mode. weights: ema or raw. Raises StorageError."""
     if "classifier" not in _parts(found, trust):
         raise ConfigError(
-            f"{found.folder} is no classifier but a denoiser: train one with experiment=classifier_digits, or "
+            f"{found.folder} is no classifier: train one with experiment=classifier_digits, or "
             "objective=classifying model=classifier on the same pictures"
         )
     classifier = classifier_of(found.config["config"], found.config["facts"], trust)
     _fill(classifier, found, "classifier.", weights)
     return classifier
+
+
+def load_codec(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> Codec:
+    """The trained autoencoder in evaluation mode, its latents of unit scale. weights: ema or raw. Raises StorageError."""
+    if "autoencoder" not in _parts(found, trust):
+        raise ConfigError(
+            f"{found.folder} is no autoencoder: train one with experiment=autoencoder_digits, or objective=autoencoding "
+            "model=autoencoder_kl on the same pictures"
+        )
+    codec = autoencoder_of(found.config["config"], found.config["facts"], trust)
+    _fill(codec, found, "autoencoder.", weights)
+    return codec
 
 
 def _parts(found: Trained, trust: tuple[str, ...]) -> list[str]:

@@ -1,0 +1,108 @@
+"""Training an autoencoder: a picture there and back through a bottleneck, whose latents will be diffused.
+
+    L = norm(y - x) + penalty,   (y, penalty) = autoencoder(x)        models/autoencoder.py says the penalty
+
+Rombach et al. 2022, "High-resolution image synthesis with latent diffusion models", section 3.1, without its perceptual and its
+adversarial loss: the one needs weights of a trained network, the other a second player. What is told apart by eye but not
+by a pixelwise norm, fine texture above all, is therefore blurred.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from diffusion_cli import drawing
+from diffusion_cli.codecs import Latent
+from diffusion_cli.data import Batch, Pictures
+from diffusion_cli.data.pixels import to_float, to_uint8
+from diffusion_cli.evaluation.reconstruction import psnr, ssim
+from diffusion_cli.losses import MAE, Norm
+from diffusion_cli.models.autoencoder import Passed
+from diffusion_cli.objectives.denoising import gather
+from diffusion_cli.objectives.objective import Objective, Tally
+from diffusion_cli.randomness import Source
+
+MEASURED = 2048  # training pictures that the mean and spread of latents are taken of, at most
+
+
+class Autoencoding(Objective):
+    """An autoencoder, with the scale of its latents, and the norm of what it gets wrong."""
+
+    shown = "reconstructions"
+    example = "diffusion-report {run}"
+
+    def __init__(self, autoencoder: Latent, norm: Norm = MAE()):  # noqa: B008 (frozen)
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.norm = norm
+
+    @property
+    def network(self) -> nn.Module:
+        return self.autoencoder.network
+
+    def loss(self, batch: Batch, source: Source) -> tuple[Tensor, Mapping[str, Tally]]:
+        network = self.autoencoder.network
+        passed = network(batch.x, source.normal("latents", self._latent()))
+        if self.training:
+            network.observe(passed.z, source)
+        error = self.norm(passed.y, batch.x)  # [B]
+        one = torch.ones_like(error[0])
+        tallies = {name: Tally(value, one) for name, value in network.figures(passed.told.mean(0)).items()}
+        tallies["reconstruction"] = Tally(error.detach().mean(), one)
+        tallies["penalty"] = Tally(passed.penalty.detach().mean(), one)
+        return error + passed.penalty, tallies
+
+    def figure_names(self, tally: str) -> list[str]:
+        return []
+
+    def _latent(self) -> tuple[int, int, int]:
+        network = self.autoencoder.network
+        return self.autoencoder.shape(network.channels, network.image_size)
+
+    def _there_and_back(self, x: Tensor) -> Passed:
+        """By the mean of the latents; the reconstructions are as they come, and leave [-1, 1] a little."""
+        passed: Passed = self.autoencoder.network(x, torch.zeros(len(x), *self._latent(), device=x.device))
+        return passed
+
+    @torch.no_grad()
+    def preview(self, pictures: Pictures, source: Source) -> Mapping[str, Image]:
+        """`reconstructions`: pictures, what comes back of them, and the difference, grey where there is none."""
+        ids = torch.arange(min(10, len(pictures), len(source.slots)))
+        x = to_float(gather(pictures, ids)).to(source.slots.device)  # [B, C, H, W]
+        y = self._there_and_back(x).y.clamp(-1, 1)
+        named = {"picture": x, "reconstruction": y, "difference": y - x}
+        return {"reconstructions": drawing.rows({name: to_uint8(row) for name, row in named.items()})}
+
+    @torch.no_grad()
+    def evaluate(self, pictures: Pictures, source: Source, batch: int) -> dict[str, float]:
+        """psnr and ssim, means over pictures; l1, l2: mean absolute and squared error; the figures of the bottleneck.
+
+        Reconstructions are of the mean of the latents and kept within [-1, 1].
+        """
+        network, count = self.autoencoder.network, min(len(pictures), len(source.slots))
+        sums = {name: torch.zeros((), device=source.slots.device) for name in ("psnr", "ssim", "l1", "l2")}
+        told: Tensor | None = None
+        for x in _floats(pictures, count, batch, source.slots.device):
+            passed = self._there_and_back(x)
+            y = passed.y.clamp(-1, 1)
+            for name, value in (("psnr", psnr(x, y)), ("ssim", ssim(x, y))):
+                sums[name] += value.sum()
+            for name, error in (("l1", (x - y).abs()), ("l2", (x - y).square())):
+                sums[name] += error.flatten(1).mean(1).sum()
+            told = passed.told.sum(0) + (0 if told is None else told)  # [K]
+        assert told is not None
+        bottleneck = network.figures(told / count)
+        return {name: float(total) / count for name, total in sums.items()} | {k: float(v) for k, v in bottleneck.items()}
+
+    def settle(self, pictures: Pictures, batch: int) -> None:
+        """The mean and spread of the latents of training pictures, which the checkpoint carries."""
+        count, device = min(MEASURED, len(pictures)), self.autoencoder.mean.device
+        self.autoencoder.measure(_floats(pictures, count, batch, device))
+
+
+def _floats(pictures: Pictures, count: int, batch: int, device: torch.device) -> Iterator[Tensor]:
+    """The first `count` pictures, [B, C, H, W] in [-1, 1]."""
+    for first in range(0, count, batch):
+        yield to_float(gather(pictures, torch.arange(first, min(first + batch, count)))).to(device)
