@@ -19,7 +19,12 @@ from diffusion_cli.signatures import check, check_values, shown, signature, targ
 CONFIGS = next(path for path in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if path.is_dir())
 
 # what an objective's constructor may ask of the program, by the names of arguments: assembly.py makes them
-PARTS = ("denoiser", "classifier", "schedule", "loss", "times", "sampler", "guidance", "names", "taught", "previews")
+PARTS = (
+    "denoiser", "classifier", "clip", "tokenizer", "schedule", "loss", "times", "sampler", "guidance", "names", "taught",
+    "previews",
+)  # fmt: skip
+# the part that an objective trains -> what the group `model` must be for it, where that is no Network
+MODELS = {"classifier": "diffusion_cli.models.Classifier", "clip": "diffusion_cli.models.Clip"}
 
 # group -> (what it must build, which of its arguments the program itself supplies)
 TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -27,7 +32,7 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "schedule": ("diffusion_cli.schedules.Schedule", ()),
     "prediction": ("diffusion_cli.predictions.Prediction", ("schedule",)),
     "loss": ("diffusion_cli.losses.Loss", ()),
-    "model": ("diffusion_cli.models.Network", ("channels", "image_size", "num_classes", "hint_channels")),
+    "model": ("diffusion_cli.models.Network", ("channels", "image_size", "num_classes", "hint_channels", "vocabulary")),
     "optimizer": ("diffusion_cli.optimizers.Optimizer", ()),
     "ema": ("diffusion_cli.ema.EMA", ()),
     "sampler": ("diffusion_cli.samplers.Sampler", ()),
@@ -72,11 +77,12 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
     wrong = _root(node, "Train", inner)
     wrong += _values(node.get("trainer"), "Trainer", "trainer")
     for group, (base, given) in TRAIN_GROUPS.items():
-        if group == "model" and _trains_classifier(node.get("objective"), trust):
-            base = "diffusion_cli.models.Classifier"
+        if group == "model":
+            base = _model_of(node.get("objective"), trust) or base
         found = check(node.get(group), base, group, given, trust)
         if group == "model" and found and ": not a " in found[0]:
-            found[0] += "; model=classifier goes with objective=classifying, the other models with objective=denoising"
+            found[0] += "; model=classifier goes with objective=classifying, model=clip with objective=contrasting, the other "
+            found[0] += "models with objective=denoising"
         wrong += found
     if node.get("features") is not None:
         wrong += check(node["features"], FEATURES, "features", trust=trust)
@@ -246,12 +252,13 @@ def _ends(ends: Sequence[object], n: int) -> list[str]:
     return []
 
 
-def _trains_classifier(objective: object, trust: list[str]) -> bool:
-    """Whether the objective asks for a classifier, and so what the group `model` must be."""
+def _model_of(objective: object, trust: list[str]) -> str | None:
+    """What the group `model` must be for this objective, where that is no Network."""
     try:
-        return "classifier" in target_of(objective, "objective", trust).parameters
+        parts = target_of(objective, "objective", trust).parameters
     except ConfigError:
-        return False  # its own line says why
+        return None  # its own line says why
+    return next((model for part, model in MODELS.items() if part in parts), None)
 
 
 def _root(node: Mapping[str, Any], schema: str, inner: set[str]) -> list[str]:
@@ -275,6 +282,9 @@ def _pairs(node: Mapping[str, Any]) -> list[str]:
     """Values that are right alone and impossible together."""
     wrong = []
     trainer, sampler = node["trainer"], node["sampler"]
+    if "tokenizer" in target_of(node["objective"], "objective", node["trust"]).parameters:
+        lacking = [package for package in ("transformers", "tokenizers") if find_spec(package) is None]
+        wrong += [f"{name} is not installed, and this objective reads texts: pip install 'diffusion-cli[text]'" for name in lacking[:1]]
     if trainer["steps"] is None and trainer["images"] is None and trainer["minutes"] is None:
         wrong.append("the run has no end: give trainer.steps, trainer.images or trainer.minutes")
     decay = node["optimizer"].get("decay")

@@ -2,6 +2,7 @@
 
 from diffusion_cli.models.classifier import Classifier as Classifier
 from diffusion_cli.models.classifier import Encoder as Encoder
+from diffusion_cli.models.clip import Clip as Clip
 from diffusion_cli.models.dit import DiT as DiT
 from diffusion_cli.models.network import Network as Network
 from diffusion_cli.models.unet import UNet as UNet

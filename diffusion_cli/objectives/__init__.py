@@ -1,6 +1,7 @@
 """What a trainer can train: an objective gives a loss for a batch, pictures to look at and figures to compare."""
 
 from diffusion_cli.objectives.classifying import Classifying as Classifying
+from diffusion_cli.objectives.contrasting import Contrasting as Contrasting
 from diffusion_cli.objectives.denoising import Denoising as Denoising
 from diffusion_cli.objectives.objective import Objective as Objective
 from diffusion_cli.objectives.objective import Tally as Tally

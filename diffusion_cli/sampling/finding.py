@@ -5,12 +5,14 @@ from pathlib import Path
 from torch import nn
 
 from diffusion_cli import checkpoint
-from diffusion_cli.assembly import classifier_of, denoiser_of, parts_of
+from diffusion_cli.assembly import classifier_of, clip_of, denoiser_of, parts_of, tokenizer_of
 from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint, Damaged
+from diffusion_cli.conditioning.tokenizer import Tokenizer
 from diffusion_cli.data import Dataset
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.models import Clip
 from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.runs import say
 from diffusion_cli.signatures import did_you_mean
@@ -47,11 +49,7 @@ def find(path: Path, word: str = "ckpt") -> Checkpoint:
 
 def load_denoiser(found: Checkpoint, weights: str, trust: tuple[str, ...] = ()) -> Denoiser:
     """The trained denoiser in evaluation mode. weights: ema or raw. Raises StorageError."""
-    if "denoiser" not in _parts(found, trust):
-        raise ConfigError(
-            f"{found.folder} is no denoiser but a classifier: it makes no pictures, it guides those of another run with "
-            f"guidance=classifier guidance.ckpt={found.run}"
-        )
+    _must_be("denoiser", found, trust, "choose a run that makes pictures")
     denoiser = denoiser_of(found.config["config"], found.config["facts"], trust)
     _fill(denoiser, found, "denoiser.", weights)
     return denoiser
@@ -59,21 +57,44 @@ def load_denoiser(found: Checkpoint, weights: str, trust: tuple[str, ...] = ()) 
 
 def load_classifier(found: Checkpoint, weights: str, trust: tuple[str, ...] = ()) -> NoisyClassifier:
     """The trained classifier in evaluation mode. weights: ema or raw. Raises StorageError."""
-    if "classifier" not in _parts(found, trust):
-        raise ConfigError(
-            f"{found.folder} is no classifier but a denoiser: train one with experiment=classifier_digits, or "
-            "objective=classifying model=classifier on the same pictures"
-        )
+    way_out = "train one with experiment=classifier_digits, or objective=classifying model=classifier on the same pictures"
+    _must_be("classifier", found, trust, way_out)
     classifier = classifier_of(found.config["config"], found.config["facts"], trust)
     _fill(classifier, found, "classifier.", weights)
     return classifier
 
 
-def _parts(found: Checkpoint, trust: tuple[str, ...]) -> list[str]:
+def load_clip(found: Checkpoint, weights: str, trust: tuple[str, ...] = ()) -> tuple[Clip, Tokenizer]:
+    """The trained encoders of pictures and texts in evaluation mode, and their tokenizer. Raises StorageError."""
+    _must_be("clip", found, trust, "train one with objective=contrasting model=clip on pictures with captions")
+    node, facts = found.config["config"], found.config["facts"]
+    clip = clip_of(node, facts, trust)
+    _fill(clip, found, "clip.", weights)
+    return clip, tokenizer_of(node, facts, trust)
+
+
+# the part that a run trained -> what it is, and what it is for; {run}: its folder
+_KINDS = {
+    "denoiser": ("a denoiser", ""),
+    "classifier": (
+        "a classifier",
+        "it makes no pictures, it guides those of another run with guidance=classifier guidance.ckpt={run}",
+    ),
+    "clip": ("a picture and text encoder", "it makes no pictures, it says how well a text fits one, and turns texts into tokens"),
+}
+
+
+def _must_be(wanted: str, found: Checkpoint, trust: tuple[str, ...], way_out: str) -> None:
+    """ConfigError where the run trained something else: what it is and what that is for, or the way to what is wanted."""
     node = found.config["config"].get("objective")
     if node is None:
         raise StorageError(f"{found.folder} is of another program: its config.json lacks objective")
-    return parts_of(node, trust)
+    parts = parts_of(node, trust)
+    if wanted in parts:
+        return
+    kind, use = next((_KINDS[part] for part in parts if part in _KINDS), ("something else", ""))
+    said = use.format(run=found.run) if wanted == "denoiser" and use else way_out
+    raise ConfigError(f"{found.folder} is no {_KINDS[wanted][0].split(maxsplit=1)[1]} but {kind}: {said}")
 
 
 def _fill(model: nn.Module, found: Checkpoint, prefix: str, weights: str) -> None:
