@@ -284,7 +284,10 @@ def _pairs(node: Mapping[str, Any]) -> list[str]:
     trainer, sampler = node["trainer"], node["sampler"]
     if "tokenizer" in target_of(node["objective"], "objective", node["trust"]).parameters:
         lacking = [package for package in ("transformers", "tokenizers") if find_spec(package) is None]
-        wrong += [f"{name} is not installed, and this objective reads texts: pip install 'diffusion-cli[text]'" for name in lacking[:1]]
+        wrong += [
+            f"{name} is not installed, and this objective reads texts: pip install 'diffusion-cli[text]'"
+            for name in lacking[:1]
+        ]
     if trainer["steps"] is None and trainer["images"] is None and trainer["minutes"] is None:
         wrong.append("the run has no end: give trainer.steps, trainer.images or trainer.minutes")
     decay = node["optimizer"].get("decay")

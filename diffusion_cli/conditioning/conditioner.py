@@ -42,7 +42,7 @@ class Conditioner(nn.Module, ABC):
         for text, dropped in zip(texts, tokens.dropped, strict=True):
             if dropped:
                 said = f"a text is longer than {self.length} tokens: {_short(text)!r} is cut, and this is dropped: {dropped!r}"
-                warnings.warn(said, PromptCut, stacklevel=2)
+                warnings.warn(said, PromptCut, stacklevel=3)  # past no_grad
         here = next(self.parameters()).device
         ids, mask = tokens.ids.to(here), tokens.mask.to(here)  # [B, L]
         found = self.read(Tokens(ids, mask, tokens.dropped)).float()  # [B, L, D]

@@ -7,6 +7,7 @@ norm, Saharia et al. 2022 on T5's; a T5 sees all of a text at once and is told w
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,9 @@ class Pretrained(Conditioner):
         except Exception as error:  # of transformers, tokenizers, safetensors: whatever a folder that is none raises
             raise StorageError(f"the text encoder {folder} cannot be used: {str(error).splitlines()[0]}") from None
         self.words, self.encoder = words, encoder.eval().requires_grad_(False)
-        self.width = encoder.config.hidden_size
-        places = getattr(encoder.config, "max_position_embeddings", None)  # T5 has none: its positions are relative
+        stated_by: Any = encoder.config
+        self.width = int(stated_by.hidden_size)
+        places = getattr(stated_by, "max_position_embeddings", None)  # T5 has none: its positions are relative
         stated = [n for n in (places, words.model_max_length) if n is not None and n < LONGEST]
         most = min(stated, default=512)
         if length is not None and places is not None and length > places:
@@ -55,7 +57,7 @@ class Pretrained(Conditioner):
             list(texts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt", verbose=False
         )
         ends = [ids[self.length - 1 :] if len(ids) > self.length else [] for ids in whole]  # the last place is the end mark's
-        dropped = [self.words.decode(ids, skip_special_tokens=True).strip() for ids in ends]
+        dropped = [str(self.words.decode(ids, skip_special_tokens=True)).strip() for ids in ends]
         return Tokens(cut["input_ids"], cut["attention_mask"].bool(), dropped)
 
     def read(self, tokens: Tokens) -> Tensor:
@@ -65,6 +67,7 @@ class Pretrained(Conditioner):
 def _encoder(kind: str, folder: Path) -> nn.Module:
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # it draws one for the tensors of a single file
     found = getattr(transformers, ENCODERS[kind])
     return found.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
 

@@ -25,7 +25,7 @@ def retrieval(images: Tensor, texts: Tensor, own: Tensor) -> dict[str, float]:
     ties = (~bears & (cosine == best[:, None])).sum(1)  # half of the wrong ones at the same place come first
     to_image = before + ties / 2
     mine = cosine.T.gather(1, own[:, None])  # [N, 1]
-    to_text = (cosine.T > mine).sum(1) + ((cosine.T == mine).sum(1) - 1) / 2  # [N]
+    to_text = (mine < cosine.T).sum(1) + ((mine == cosine.T).sum(1) - 1) / 2  # [N]
     found = {}
     for k in RANKS:
         found[f"text_to_image_{k}"] = float((to_image < k).double().mean())

@@ -34,8 +34,8 @@ _RIGHT = (0, 158, 115)  # the frame of a right picture
 
 
 class Contrasting(Objective):
-    """vocabulary: entries of the tokenizer at most; sharpest: largest exp(logit_scale); shift: pixels by which a picture is moved
-    at most while training, each way, its edge repeated. ValueError: a vocabulary too small for bytes and marks.
+    """vocabulary: entries of the tokenizer at most; sharpest: largest exp(logit_scale); shift: a picture is moved by up to
+    so many pixels each way while training, its edge repeated. ValueError: a vocabulary too small for bytes and marks.
     """
 
     shown = "found"

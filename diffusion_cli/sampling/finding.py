@@ -80,7 +80,10 @@ _KINDS = {
         "a classifier",
         "it makes no pictures, it guides those of another run with guidance=classifier guidance.ckpt={run}",
     ),
-    "clip": ("a picture and text encoder", "it makes no pictures, it says how well a text fits one, and turns texts into tokens"),
+    "clip": (
+        "an encoder of pictures and texts",
+        "it makes no pictures, it says how well a text fits one, and makes tokens of texts for a denoiser",
+    ),
 }
 
 
