@@ -16,7 +16,7 @@ from diffusion_cli.conditioning import learned
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.errors import ConfigError, DataError
 from diffusion_cli.evaluation.clip_score import scores
-from diffusion_cli.evaluation.retrieval import retrieval
+from diffusion_cli.evaluation.retrieval import cosines, retrieval
 from diffusion_cli.objectives import Contrasting
 from diffusion_cli.objectives.contrasting import info_nce
 from diffusion_cli.randomness import Source
@@ -114,6 +114,24 @@ def test_pictures_are_moved_by_whole_pixels() -> None:
         y, x_ = ((torch.arange(8) + d).clamp(0, 7) for d in (dy - 2, dx - 2))
         assert torch.equal(picture, (8 * y[:, None] + x_[None, :]).float())
     assert len(seen) > 15 and all(abs(d) <= 2 for pair in seen for d in pair)
+
+
+def test_cosines_are_not_rounded_by_autocast() -> None:
+    objective = made().eval()
+    objective.meet(pictures(), torch.device("cpu"))
+    u, v = (torch.nn.functional.normalize(torch.randn(4, 16), dim=1) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = objective.loss(batch(), Source(0, torch.arange(4)))
+        found = cosines(u, v)
+    assert loss.dtype == found.dtype == torch.float32 and torch.equal(found, u @ v.T)
+
+
+def test_the_same_captions_are_asked_once() -> None:
+    found = made().eval()
+    images, texts, own, names = found._embedded(pictures(), 4, Source(0, torch.arange(4)), batch=3)
+    assert own.tolist() == [0, 1, 0, 2] and names == [TEXTS[0], TEXTS[1], TEXTS[3]]
+    assert images.shape == (4, 16) and texts.shape == (3, 16)
+    assert (images.norm(dim=1) - 1).abs().max() < 1e-6
 
 
 def test_retrieval_on_a_constructed_case() -> None:

@@ -16,9 +16,15 @@ from torch import Tensor
 RANKS = (1, 5)
 
 
+def cosines(one: Tensor, two: Tensor) -> Tensor:
+    """[N, M] float32 of [N, E] and [M, E] of length 1, also under autocast, whose bfloat16 is too coarse for a softmax of 100 cos."""
+    with torch.autocast(one.device.type, enabled=False):
+        return one.float() @ two.float().T
+
+
 def retrieval(images: Tensor, texts: Tensor, own: Tensor) -> dict[str, float]:
     """images [N, E] and texts [U, E] of length 1; own [N] int64: the caption of each picture, each of the U borne by some."""
-    cosine = texts @ images.T  # [U, N]
+    cosine = cosines(texts, images)  # [U, N]
     bears = own[None, :] == torch.arange(len(texts), device=own.device)[:, None]  # [U, N]
     best = cosine.masked_fill(~bears, -torch.inf).amax(1)  # [U]: of the right pictures, the nearest
     before = (cosine > best[:, None]).sum(1)  # [U]: pictures nearer than that

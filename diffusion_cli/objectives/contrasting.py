@@ -22,7 +22,7 @@ from diffusion_cli.conditioning.tokenizer import SMALLEST, Tokenizer
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.data.pixels import to_float
 from diffusion_cli.errors import DataError
-from diffusion_cli.evaluation.retrieval import retrieval
+from diffusion_cli.evaluation.retrieval import cosines, retrieval
 from diffusion_cli.models import Clip
 from diffusion_cli.objectives.denoising import gather
 from diffusion_cli.objectives.objective import Objective, Tally
@@ -72,7 +72,7 @@ class Contrasting(Objective):
             self.clip.logit_scale.clamp_(max=math.log(self.sharpest))
         images, texts = self.clip(self._shifted(batch.x, source), self.tokens[batch.ids].long())  # [B, E] each
         same = self.caption[batch.ids]  # [B]
-        logits = self.clip.logit_scale.exp() * images @ texts.T  # [B, B]
+        logits = self.clip.logit_scale.exp() * cosines(images, texts)  # [B, B]
         loss = info_nce(logits, same)
         nearest = same[logits.argmax(1)]
         one = torch.ones_like(loss[0].detach())
@@ -102,7 +102,7 @@ class Contrasting(Objective):
         count = min(len(pictures), len(source.slots))
         images, texts, own, names = self._embedded(pictures, count, source, 256)
         asked = texts[:10]
-        cosine, ids = (asked @ images.T).topk(min(NEAREST, count), dim=1)  # [10, NEAREST]
+        cosine, ids = cosines(asked, images).topk(min(NEAREST, count), dim=1)  # [10, NEAREST]
         named, said = {}, {}
         for row, name in enumerate(names[: len(asked)]):
             shown = gather(pictures, ids[row].cpu()).cpu().clone()
@@ -122,16 +122,18 @@ class Contrasting(Objective):
         count = min(len(pictures), len(source.slots))
         images, texts, own, _ = self._embedded(pictures, count, source, batch)
         scale = self.clip.logit_scale.exp().clamp(max=self.sharpest)
-        loss = info_nce(scale * images @ texts[own].T, own).mean()
+        loss = info_nce(scale * cosines(images, texts[own]), own).mean()
         return {"loss": float(loss), "pictures_asked": float(count), **retrieval(images, texts, own)}
 
     def _embedded(self, pictures: Pictures, count: int, source: Source, batch: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         """images [N, E], different texts [U, E], own [N]: the text of each picture; names: the U texts, in order of coming."""
         device = source.slots.device
-        whole = [" ".join(text.lower().split()) for text in captions(pictures)[:count]]
-        names = list(dict.fromkeys(whole))
-        numbers = {name: number for number, name in enumerate(names)}
-        own = torch.tensor([numbers[text] for text in whole], device=device)  # [N]
+        whole = captions(pictures)[:count]
+        keys = [tuple(row) for row in self._tokens(whole).tolist()]  # equal where captions are, but for capitals and spaces
+        first_of = {key: place for place, key in reversed(list(enumerate(keys)))}
+        names = [whole[place] for place in sorted(first_of.values())]
+        numbers = {keys[place]: number for number, place in enumerate(sorted(first_of.values()))}
+        own = torch.tensor([numbers[key] for key in keys], device=device)  # [N]
         tokens = self._tokens(names).to(device)
         parts = [torch.arange(first, min(first + batch, count)) for first in range(0, count, batch)]
         images = torch.cat([self.clip.pictures(to_float(gather(pictures, ids)).to(device)) for ids in parts])
