@@ -4,18 +4,19 @@ The same for a run and for its checkpoint. An objective's constructor names the 
 """
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
 from diffusion_cli.build import build
 from diffusion_cli.codecs import Latent
+from diffusion_cli.conditioning.tokenizer import Tokenizer, learned
 from diffusion_cli.data import Dataset
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.guidance import Guidance
 from diffusion_cli.losses import Loss, Times
-from diffusion_cli.models import Autoencoder, Classifier, Network
+from diffusion_cli.models import Autoencoder, Classifier, Clip, Network
 from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.objectives import Objective
 from diffusion_cli.predictions import Prediction
@@ -33,6 +34,7 @@ class Facts(TypedDict):
     classes: list[str]  # all names, whether or not the network is told; label k is classes[k]
     taught: list[int]  # the labels that the network is told; none: it is told nothing
     fingerprint: str
+    tokenizer: NotRequired[str]  # JSON, learned from the captions, where the objective reads them
 
 
 def denoiser_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = ()) -> Denoiser:
@@ -64,11 +66,28 @@ def autoencoder_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str]
     return Latent(build(node["model"], Autoencoder, "model", sizes, trust))
 
 
+def tokenizer_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = ()) -> Tokenizer:
+    """The tokenizer that was learned from the captions of the data. Raises ConfigError."""
+    try:
+        return Tokenizer(facts["tokenizer"])
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"the facts of the data hold no tokenizer: {error}") from None
+
+
+def clip_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = ()) -> Clip:
+    """The picture and text encoders that the node model describes, with fresh weights. Raises ConfigError."""
+    vocabulary = tokenizer_of(node, facts).size
+    sizes = {"channels": facts["channels"], "image_size": facts["image_size"], "vocabulary": vocabulary}
+    return build(node["model"], Clip, "model", sizes, trust)
+
+
 # What the constructor of an objective may ask for by the name of an argument; config.PARTS says the names without torch.
 PARTS: dict[str, Callable[[Mapping[str, Any], Facts, Collection[str]], object]] = {
     "denoiser": denoiser_of,
     "classifier": classifier_of,
     "autoencoder": autoencoder_of,
+    "clip": clip_of,
+    "tokenizer": tokenizer_of,
     "schedule": lambda node, facts, trust: build(node["schedule"], Schedule, "schedule", trust=trust),
     "loss": lambda node, facts, trust: build(node["loss"], Loss, "loss", trust=trust),
     "times": lambda node, facts, trust: build(node["loss"]["times"], Times, "loss.times", trust=trust),
@@ -85,6 +104,11 @@ def parts_of(objective: Mapping[str, Any], trust: Collection[str] = ()) -> list[
     return [name for name in target_of(objective, "objective", trust).parameters if name in PARTS]
 
 
+def reads_texts(objective: Mapping[str, Any], trust: Collection[str] = ()) -> bool:
+    """Whether a tokenizer is to be learned from the captions before the objective is made."""
+    return "tokenizer" in parts_of(objective, trust)
+
+
 def objective_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = ()) -> Objective:
     """What diffusion-train trains, initialised from the run's seed. Raises ConfigError."""
     torch.manual_seed(word_of(node["seed"], "initial weights"))
@@ -97,6 +121,8 @@ def rehearse(node: Mapping[str, Any], trust: Collection[str] = ()) -> Objective:
     dataset = build(node["dataset"], Dataset, "dataset", trust=trust)
     taught = [0] if dataset.labels else []
     facts = Facts(channels=dataset.channels, image_size=dataset.size, classes=["?"], taught=taught, fingerprint="")
+    if reads_texts(node["objective"], trust):
+        facts["tokenizer"] = learned([], node["objective"]["vocabulary"])
     if "sampler" in parts_of(node["objective"], trust):  # previews: does its grid fit the schedule?
         sampler = build(node["sampler"], Sampler, "sampler", trust=trust)
         sampler.times(build(node["schedule"], Schedule, "schedule", trust=trust))

@@ -18,10 +18,15 @@ from diffusion_cli.signatures import check, check_values, shown, signature, targ
 
 # what an objective's constructor may ask of the program, by the names of arguments: assembly.py makes them
 PARTS = (
-    "denoiser", "classifier", "autoencoder", "schedule", "loss", "times", "sampler", "guidance", "names", "taught", "previews",
+    "denoiser", "classifier", "autoencoder", "clip", "tokenizer", "schedule", "loss", "times", "sampler", "guidance", "names",
+    "taught", "previews",
 )  # fmt: skip
-# what the group `model` must be, by the part that the objective asks for
-MODELS = {"classifier": "diffusion_cli.models.Classifier", "autoencoder": "diffusion_cli.models.Autoencoder"}
+# the part that an objective trains -> what the group `model` must be for it, where that is no Network
+MODELS = {
+    "classifier": "diffusion_cli.models.Classifier",
+    "autoencoder": "diffusion_cli.models.Autoencoder",
+    "clip": "diffusion_cli.models.Clip",
+}
 _OF_DIFFUSERS = ("diffusion_cli.models.AutoencoderKL", "diffusion_cli.models.AutoencoderVQ")
 
 # group -> (what it must build, which of its arguments the program itself supplies)
@@ -30,7 +35,7 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "schedule": ("diffusion_cli.schedules.Schedule", ()),
     "prediction": ("diffusion_cli.predictions.Prediction", ("schedule",)),
     "loss": ("diffusion_cli.losses.Loss", ()),
-    "model": ("diffusion_cli.models.Network", ("channels", "image_size", "num_classes", "hint_channels")),
+    "model": ("diffusion_cli.models.Network", ("channels", "image_size", "num_classes", "hint_channels", "vocabulary")),
     "optimizer": ("diffusion_cli.optimizers.Optimizer", ()),
     "ema": ("diffusion_cli.ema.EMA", ()),
     "sampler": ("diffusion_cli.samplers.Sampler", ()),
@@ -80,7 +85,9 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
         found = check(node.get(group), base, group, given, trust)
         if group == "model" and found and ": not a " in found[0]:
             found[0] += "; model=classifier goes with objective=classifying, autoencoder_kl and autoencoder_vq with "
-            found[0] += "objective=autoencoding, the other models with objective=denoising"
+            found[0] += (
+                "objective=autoencoding, model=clip with objective=contrasting, the other models with objective=denoising"
+            )
         wrong += found
     if node.get("features") is not None:
         wrong += check(node["features"], FEATURES, "features", trust=trust)
@@ -245,12 +252,12 @@ def _ends(ends: Sequence[object], n: int) -> list[str]:
 
 
 def _model_of(objective: object, trust: list[str]) -> str | None:
-    """What the group `model` must be where the objective asks for something other than a denoiser."""
+    """What the group `model` must be for this objective, where that is no Network."""
     try:
-        asked = target_of(objective, "objective", trust).parameters
+        parts = target_of(objective, "objective", trust).parameters
     except ConfigError:
         return None  # its own line says why
-    return next((base for part, base in MODELS.items() if part in asked), None)
+    return next((model for part, model in MODELS.items() if part in parts), None)
 
 
 def _root(node: Mapping[str, Any], schema: str, inner: set[str]) -> list[str]:
@@ -276,6 +283,12 @@ def _pairs(node: Mapping[str, Any]) -> list[str]:
     trainer, sampler = node["trainer"], node["sampler"]
     if node["model"]["_target_"] in _OF_DIFFUSERS and find_spec("diffusers") is None:
         wrong.append("the networks of autoencoders are those of diffusers: pip install 'diffusion-cli[diffusers]'")
+    if "tokenizer" in target_of(node["objective"], "objective", node["trust"]).parameters:
+        lacking = [package for package in ("transformers", "tokenizers") if find_spec(package) is None]
+        wrong += [
+            f"{name} is not installed, and this objective reads texts: pip install 'diffusion-cli[text]'"
+            for name in lacking[:1]
+        ]
     if trainer["steps"] is None and trainer["images"] is None and trainer["minutes"] is None:
         wrong.append("the run has no end: give trainer.steps, trainer.images or trainer.minutes")
     decay = node["optimizer"].get("decay")

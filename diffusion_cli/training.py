@@ -10,10 +10,11 @@ import yaml
 from PIL import Image
 
 from diffusion_cli import checkpoint, drawing, storage
-from diffusion_cli.assembly import Facts, objective_of, rehearse
+from diffusion_cli.assembly import Facts, objective_of, reads_texts, rehearse
 from diffusion_cli.best import Best
 from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint
+from diffusion_cli.conditioning.tokenizer import learned
 from diffusion_cli.data import Batches, Dataset, Pictures
 from diffusion_cli.data.pixels import to_uint8
 from diffusion_cli.devices import choose
@@ -21,6 +22,7 @@ from diffusion_cli.ema import EMA
 from diffusion_cli.errors import ConfigError, Stopped, StorageError
 from diffusion_cli.evaluation.watch import watch_of
 from diffusion_cli.objectives import Objective
+from diffusion_cli.objectives.contrasting import captions
 from diffusion_cli.objectives.denoising import spread
 from diffusion_cli.optimizers import Optimizer
 from diffusion_cli.randomness import Source
@@ -57,7 +59,7 @@ def train(plan: Plan) -> dict[str, float]:
         checkpoint.sweep(run.checkpoints)
         pictures, held_out = dataset.load("train"), dataset.load("test")
         assert pictures is not None
-        facts = _facts(dataset, pictures)
+        facts = _facts(node, dataset, pictures, root.trust)
         _same_data(start, facts)
         objective = objective_of(node, facts, root.trust)
         if compute.compile:
@@ -150,14 +152,17 @@ def _plain(node: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(node)))
 
 
-def _facts(dataset: Dataset, pictures: Pictures) -> Facts:
-    return Facts(
+def _facts(node: dict[str, Any], dataset: Dataset, pictures: Pictures, trust: tuple[str, ...]) -> Facts:
+    facts = Facts(
         channels=dataset.channels,
         image_size=dataset.size,
         classes=list(pictures.classes),
         taught=pictures.labels.unique().tolist() if dataset.labels and pictures.labels is not None else [],
         fingerprint=pictures.fingerprint,
     )
+    if reads_texts(node["objective"], trust):
+        facts["tokenizer"] = learned(captions(pictures), node["objective"]["vocabulary"])
+    return facts
 
 
 def _same_data(start: Checkpoint | None, facts: Facts) -> None:

@@ -250,7 +250,7 @@ def test_it_trains_resumes_to_the_bit_and_can_be_asked(words: tuple[str, ...], t
 def test_the_wrong_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no denoiser but an autoencoder: .*samples"):
         load_denoiser(find(run(tmp_path, *KL, "trainer.steps=2")), "ema")
-    with pytest.raises(ConfigError, match="no autoencoder: train one with experiment=autoencoder_digits"):
+    with pytest.raises(ConfigError, match="no autoencoder but a denoiser: train one with experiment=autoencoder_digits"):
         load_codec(find(train(tmp_path, name="denoiser")), "ema")
 
 

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import yaml
 from tiny import SMALL, changed, compose
 
 from diffusion_cli import config
-from diffusion_cli.assembly import PARTS, Facts, objective_of, rehearse
+from diffusion_cli.assembly import PARTS, Facts, objective_of, reads_texts, rehearse
 from diffusion_cli.build import build
+from diffusion_cli.conditioning import learned
 from diffusion_cli.config import CONFIGS, SAMPLE_GROUPS, TRAIN_GROUPS
 from diffusion_cli.data import Batches, Dataset, Pictures
 from diffusion_cli.devices import Compute
@@ -46,6 +48,10 @@ TINY_CLASSIFIER = (
     "model.head_width=8",
 )
 TINY_AUTOENCODER = ("model.widths=[8,8]", "model.groups=4")
+TINY_CLIP = (
+    "model.width=8", "model.depth=1", "model.heads=1", "model.text_width=8", "model.text_depth=1", "model.text_heads=1",
+    "model.embedding=4", "model.patch=4", "objective.vocabulary=260",
+)  # fmt: skip
 SECOND = {"auto", "classifier"}  # guidance that asks a second model, which training has not
 TINY_UNET = ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipliers=[1,1,1,1]", "model.head_width=8")
 MISSING = {"folder": ("dataset.path=somewhere",), "parquet": ("dataset.path=somewhere",), "hub": ("dataset.repo=some/where",)}
@@ -64,6 +70,8 @@ def words_of(group: str, option: str) -> list[str]:
         words += MISSING.get(option, ())
     if (group, option) == ("sampler/grid", "listed"):
         words += ["sampler.grid.at=[1,0.5]", "sampler.steps=2"]
+    if (group, option) in (("objective", "contrasting"), ("model", "clip")):
+        words = ["objective=contrasting", "model=clip"]
     if (group, option) in (("objective", "classifying"), ("model", "classifier")):
         words = ["objective=classifying", "model=classifier"]
     if group == "model" and option.startswith("autoencoder"):
@@ -86,6 +94,10 @@ def two_steps(plan: Plan) -> list[torch.Tensor]:
     _, pictures = digits()
     taught = list(range(10)) if plan.node["dataset"]["labels"] else []
     facts = Facts(channels=1, image_size=8, classes=list(pictures.classes), taught=taught, fingerprint="")
+    if reads_texts(plan.node["objective"]):
+        assert pictures.labels is not None
+        texts = tuple(f"the digit {label}" for label in pictures.labels.tolist())
+        pictures, facts["tokenizer"] = replace(pictures, texts=texts), learned(texts, plan.node["objective"]["vocabulary"])
     objective = objective_of(plan.node, facts)
     optimizer, average = build(plan.node["optimizer"], Optimizer, "optimizer"), build(plan.node["ema"], EMA, "ema")
     batches = Batches(pictures, plan.trainer.batch, plan.root.seed, flip=True)
@@ -145,6 +157,7 @@ def test_option(group: str, option: str) -> None:
     shrunk = model if group == "model" else (*model, "model.multipliers=[1]")
     shrunk = TINY_CLASSIFIER if "classifying" in words[0] else shrunk
     shrunk = TINY_AUTOENCODER if "autoencoding" in words[0] else shrunk
+    shrunk = TINY_CLIP if "contrasting" in words[0] else shrunk
     shrunk = (*shrunk, "dataset.labels=true") if group == "guidance" or "classifying" in words[0] else shrunk
     shrunk = (*shrunk, "sampler.steps=200") if option == "dpm_adaptive" else shrunk  # a limit, there, and 2 are too few
     before, between, after = two_steps(config.check_train(changed(node, *SMALL, *shrunk)))
@@ -229,6 +242,8 @@ PAIRS = [
     (("objective=classifying",), "not a Classifier; model=classifier goes with objective=classifying"),
     (("objective=autoencoding",), "not a Autoencoder; "),
     (("model=autoencoder_kl",), "not a Network; .* autoencoder_kl and autoencoder_vq with objective=autoencoding"),
+    (("model=clip",), "not a Network; .*model=clip with objective=contrasting"),
+    (("objective=contrasting",), "not a Clip; .*model=clip with objective=contrasting"),
     (("model=classifier",), "not a Network; model=classifier goes with objective=classifying"),
     (("prediction=eps",), "prediction=eps is impossible"),
     (("prediction=score", "schedule=zero_snr"), "prediction=score is impossible"),

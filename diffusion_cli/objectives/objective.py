@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
@@ -26,6 +27,10 @@ class Objective(nn.Module):
 
     shown = "samples"  # the drawing of `preview` to look at first
     example = "diffusion-sample ckpt={run} n=64 seed=1"  # what to do with the run when it is trained
+
+    def meet(self, pictures: Pictures, device: torch.device) -> None:
+        """Told once, before the first step, which pictures `Batch.ids` are numbers of: what it looks up by them stays on the
+        device. Raises DataError where they lack what it needs."""
 
     @property
     @abstractmethod

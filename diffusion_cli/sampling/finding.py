@@ -5,13 +5,15 @@ from pathlib import Path
 from torch import nn
 
 from diffusion_cli import checkpoint
-from diffusion_cli.assembly import autoencoder_of, classifier_of, denoiser_of, parts_of
+from diffusion_cli.assembly import autoencoder_of, classifier_of, clip_of, denoiser_of, parts_of, tokenizer_of
 from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint, Damaged
 from diffusion_cli.codecs import Codec
+from diffusion_cli.conditioning.tokenizer import Tokenizer
 from diffusion_cli.data import Dataset
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.models import Clip
 from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.pretrained.pipelines import is_pipeline
 from diffusion_cli.pretrained.place import from_folder, from_hub, on_hub
@@ -59,16 +61,7 @@ def checkpoint_at(path: Path, word: str = "ckpt") -> Checkpoint:
 
 def load_denoiser(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> Denoiser:
     """The trained denoiser in evaluation mode. weights: ema or raw. Raises StorageError."""
-    if "autoencoder" in _parts(found, trust):
-        raise ConfigError(
-            f"{found.folder} is no denoiser but an autoencoder: it makes no pictures of its own; what it makes of given "
-            f"ones is in {found.run / 'samples'}"
-        )
-    if "denoiser" not in _parts(found, trust):
-        raise ConfigError(
-            f"{found.folder} is no denoiser but a classifier: it makes no pictures, it guides those of another run with "
-            f"guidance=classifier guidance.ckpt={found.run}"
-        )
+    _must_be("denoiser", found, trust, "choose a run that makes pictures")
     denoiser = denoiser_of(found.config["config"], found.config["facts"], trust)
     _fill(denoiser, found, "denoiser.", weights)
     return denoiser
@@ -76,11 +69,8 @@ def load_denoiser(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> 
 
 def load_classifier(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> NoisyClassifier:
     """The trained classifier in evaluation mode. weights: ema or raw. Raises StorageError."""
-    if "classifier" not in _parts(found, trust):
-        raise ConfigError(
-            f"{found.folder} is no classifier: train one with experiment=classifier_digits, or "
-            "objective=classifying model=classifier on the same pictures"
-        )
+    way_out = "train one with experiment=classifier_digits, or objective=classifying model=classifier on the same pictures"
+    _must_be("classifier", found, trust, way_out)
     classifier = classifier_of(found.config["config"], found.config["facts"], trust)
     _fill(classifier, found, "classifier.", weights)
     return classifier
@@ -88,21 +78,53 @@ def load_classifier(found: Trained, weights: str, trust: tuple[str, ...] = ()) -
 
 def load_codec(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> Codec:
     """The trained autoencoder in evaluation mode, its latents of unit scale. weights: ema or raw. Raises StorageError."""
-    if "autoencoder" not in _parts(found, trust):
-        raise ConfigError(
-            f"{found.folder} is no autoencoder: train one with experiment=autoencoder_digits, or objective=autoencoding "
-            "model=autoencoder_kl on the same pictures"
-        )
+    way_out = (
+        "train one with experiment=autoencoder_digits, or objective=autoencoding model=autoencoder_kl on the same pictures"
+    )
+    _must_be("autoencoder", found, trust, way_out)
     codec = autoencoder_of(found.config["config"], found.config["facts"], trust)
     _fill(codec, found, "autoencoder.", weights)
     return codec
 
 
-def _parts(found: Trained, trust: tuple[str, ...]) -> list[str]:
+def load_clip(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> tuple[Clip, Tokenizer]:
+    """The trained encoders of pictures and texts in evaluation mode, and their tokenizer. Raises StorageError."""
+    _must_be("clip", found, trust, "train one with objective=contrasting model=clip on pictures with captions")
+    node, facts = found.config["config"], found.config["facts"]
+    clip = clip_of(node, facts, trust)
+    _fill(clip, found, "clip.", weights)
+    return clip, tokenizer_of(node, facts, trust)
+
+
+# the part that a run trained -> what it is, and what it is for; {run}: its folder
+_KINDS = {
+    "denoiser": ("a denoiser", ""),
+    "classifier": (
+        "a classifier",
+        "it makes no pictures, it guides those of another run with guidance=classifier guidance.ckpt={run}",
+    ),
+    "autoencoder": (
+        "an autoencoder",
+        "it makes no pictures of its own; what it makes of given ones is in {run}/samples",
+    ),
+    "clip": (
+        "an encoder of pictures and texts",
+        "it makes no pictures, it says how well a text fits one, and makes tokens of texts for a denoiser",
+    ),
+}
+
+
+def _must_be(wanted: str, found: Trained, trust: tuple[str, ...], way_out: str) -> None:
+    """ConfigError where the run trained something else: what it is and what that is for, or the way to what is wanted."""
     node = found.config["config"].get("objective")
     if node is None:
         raise StorageError(f"{found.folder} is of another program: its config.json lacks objective")
-    return parts_of(node, trust)
+    parts = parts_of(node, trust)
+    if wanted in parts:
+        return
+    kind, use = next((_KINDS[part] for part in parts if part in _KINDS), ("something else", ""))
+    said = use.format(run=found.run) if wanted == "denoiser" and use else way_out
+    raise ConfigError(f"{found.folder} is no {_KINDS[wanted][0].split(maxsplit=1)[1]} but {kind}: {said}")
 
 
 def _fill(model: nn.Module, found: Trained, prefix: str, weights: str) -> None:

@@ -1,0 +1,62 @@
+"""What texts become before a denoiser is told of them: tokens with a mask that travels inside them.
+
+    encode(B texts) -> [B, L, D] float32, every padded token exactly zero
+
+A network that is given such tokens takes an all-zero token for padding, so no mask is carried beside them: through batches,
+guidance and samplers they are one tensor. The tokens of the empty text are the null condition of classifier-free guidance
+(Ho and Salimans 2022), as in Saharia et al. 2022, "Photorealistic text-to-image diffusion models", and in Stable Diffusion.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_cli.conditioning.tokenizer import Tokens
+
+
+class PromptCut(UserWarning):
+    """A text was longer than a conditioner can read."""
+
+
+class Conditioner(nn.Module, ABC):
+    """A frozen encoder of texts. width: D; length: L, tokens of a text at most."""
+
+    width: int
+    length: int
+
+    @abstractmethod
+    def tokenised(self, texts: Sequence[str]) -> Tokens:
+        """Tokens of the texts, each padded to `length`, and what of each did not fit."""
+
+    @abstractmethod
+    def read(self, tokens: Tokens) -> Tensor:
+        """[B, L, D] of tokens that lie on the encoder's device; what it says of padding is of no consequence."""
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """[B, L, D] float32, padding exactly zero. Warns with PromptCut of every text that is too long, and of what is cut."""
+        tokens = self.tokenised(texts)
+        for text, dropped in zip(texts, tokens.dropped, strict=True):
+            if dropped:
+                said = f"a text is longer than {self.length} tokens: {_short(text)!r} is cut, and this is dropped: {dropped!r}"
+                warnings.warn(said, PromptCut, stacklevel=3)  # past no_grad
+        here = next(self.parameters()).device
+        ids, mask = tokens.ids.to(here), tokens.mask.to(here)  # [B, L]
+        found = self.read(Tokens(ids, mask, tokens.dropped)).float()  # [B, L, D]
+        return torch.where(mask[:, :, None], found, 0.0)  # not a product, which would keep what is not finite
+
+    def null(self) -> Tensor:
+        """[L, D]: the tokens of the empty text."""
+        return self.encode([""])[0]
+
+
+def padding(tokens: Tensor) -> Tensor:
+    """bool [B, L]: which tokens [B, L, D] are padding, as a network reads it."""
+    return (tokens == 0).all(dim=-1)
+
+
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
