@@ -17,7 +17,7 @@ RANKS = (1, 5)
 
 
 def cosines(one: Tensor, two: Tensor) -> Tensor:
-    """[N, M] float32 of [N, E] and [M, E] of length 1; also under autocast, as bfloat16 is too coarse for softmax(100 cos)."""
+    """[N, M] float32 of [N, E] and [M, E] of length 1, also under autocast: bfloat16 is too coarse for a softmax."""
     with torch.autocast(one.device.type, enabled=False):
         return one.float() @ two.float().T
 

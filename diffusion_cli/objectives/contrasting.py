@@ -113,7 +113,7 @@ class Contrasting(Objective):
                     _frame(colour[place])
             key = f"{row + 1}  {name if len(name) <= 40 else name[:37] + '...'}"
             named[key] = colour
-            said[key] = [f"{'right ' * r}{c:.2f}" for r, c in zip(right, cosine[row].tolist(), strict=True)]
+            said[key] = [f"{value:.2f}" for value in cosine[row].tolist()]
         return {"found": drawing.rows(named, captions=said)}
 
     @torch.no_grad()
