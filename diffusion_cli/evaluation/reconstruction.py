@@ -5,8 +5,8 @@
 
 with c1 = (0.01 2)^2, c2 = (0.03 2)^2, means m, variances s^2 and the covariance s_xy under a Gaussian window of 11 x 11 and
 standard deviation 1.5, wherever the whole window lies in the picture, channel by channel. Wang et al. 2004, "Image quality
-assessment: from error visibility to structural similarity", equation 13 and section III.C. In a picture smaller than the window,
-that is cut to the largest odd size that fits.
+assessment: from error visibility to structural similarity", equation 13 and section III.C. In a picture smaller than the
+window, that is cut to the largest odd size that fits.
 """
 
 import torch
