@@ -20,6 +20,7 @@ from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.data.pixels import to_float
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.evaluation.reconstruction import psnr, ssim
+from diffusion_cli.evaluation.words import higher_is_better
 from diffusion_cli.models.autoencoder import AutoencoderKL, AutoencoderVQ, kl
 from diffusion_cli.models.codebook import Codebook
 from diffusion_cli.objectives import Autoencoding
@@ -133,8 +134,8 @@ def test_codes_out_of_use_are_placed_on_vectors_of_the_batch() -> None:
 def test_perplexity_counts_codes_used_equally() -> None:
     network = AutoencoderVQ(1, 8, widths=(8, 8), groups=4, codes=8)
     even = network.figures(torch.tensor([0.25] * 4 + [0.0] * 4))
-    assert float(even["perplexity"]) == pytest.approx(4, rel=1e-6) and float(even["codebook_use"]) == 0.5
-    assert float(network.figures(torch.eye(8)[3])["perplexity"]) == 1
+    assert float(even["codebook_perplexity"]) == pytest.approx(4, rel=1e-6) and float(even["codebook_use"]) == 0.5
+    assert float(network.figures(torch.eye(8)[3])["codebook_perplexity"]) == 1
 
 
 @pytest.mark.parametrize("size", [8, 11, 32])
@@ -163,6 +164,8 @@ def test_ssim_is_that_of_gaussian_filters(size: int) -> None:
 def test_psnr_of_a_constant_error() -> None:
     x = normal(2, 1, 4, 4)
     assert psnr(x, x + 0.02).tolist() == pytest.approx([40, 40], abs=1e-3)
+    assert higher_is_better("evaluate/psnr") and higher_is_better("evaluate/codebook_use")
+    assert not higher_is_better("evaluate/kl_bits_per_latent") and not higher_is_better("evaluate/mse")
     assert psnr(x, x).tolist() == pytest.approx([10 * math.log10(4e10)] * 2)
 
 
@@ -228,7 +231,7 @@ def test_it_trains_resumes_to_the_bit_and_can_be_asked(words: tuple[str, ...], t
     rows = figures(whole)
     told = [row["evaluate/psnr"] for row in rows if "evaluate/psnr" in row]
     assert told[-1] > told[0] + 1
-    own = {"kl_bits_per_latent"} if words is KL else {"perplexity", "codebook_use"}
+    own = {"kl_bits_per_latent"} if words is KL else {"codebook_perplexity", "codebook_use"}
     assert all({f"{place}/{name}" for name in own} <= set().union(*rows) for place in ("train", "evaluate"))
     assert Image.open(whole / "samples" / "reconstructions_00000060.png").width > 200
     stopped(tmp_path / "parts", 33, *NOT_OF_THE_UNET, *base)

@@ -43,7 +43,7 @@ def name_of(metric: str, features: str | None, n: int) -> str:
 def higher_is_better(figure: str) -> bool:
     """Of a figure's name, as TensorBoard has it or bare."""
     better = [metric for metric, word in OF_SAMPLES.items() if word.higher]
-    return any(word in figure.rpartition("/")[2] for word in (*better, "accuracy"))
+    return any(word in figure.rpartition("/")[2] for word in (*better, "accuracy", "psnr", "ssim", "codebook"))
 
 
 def unmet(key: str, metrics: Collection[str], features: str | None) -> list[str]:

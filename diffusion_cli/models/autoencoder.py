@@ -201,9 +201,9 @@ class AutoencoderVQ(Autoencoder):
         return Passed(self._decode(found.quantised), penalty, z.detach(), found.shares)
 
     def figures(self, told: Tensor) -> dict[str, Tensor]:
-        """perplexity: how many codes, used equally, would have the same entropy; codebook_use: the share used at all."""
+        """codebook_perplexity: how many codes, used equally, have that entropy; codebook_use: the share used at all."""
         entropy = -torch.xlogy(told, told).sum()
-        return {"perplexity": torch.exp(entropy), "codebook_use": (told > 0).float().mean()}
+        return {"codebook_perplexity": torch.exp(entropy), "codebook_use": (told > 0).float().mean()}
 
     def observe(self, z: Tensor, source: Source) -> None:
         self.codebook.update(z, source)

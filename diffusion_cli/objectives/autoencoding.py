@@ -77,19 +77,19 @@ class Autoencoding(Objective):
 
     @torch.no_grad()
     def evaluate(self, pictures: Pictures, source: Source, batch: int) -> dict[str, float]:
-        """psnr and ssim, means over pictures; l1, l2: mean absolute and squared error; the figures of the bottleneck.
+        """psnr and ssim, means over pictures; mae, mse: mean absolute and squared error; the figures of the bottleneck.
 
         Reconstructions are of the mean of the latents and kept within [-1, 1].
         """
         network, count = self.autoencoder.network, min(len(pictures), len(source.slots))
-        sums = {name: torch.zeros((), device=source.slots.device) for name in ("psnr", "ssim", "l1", "l2")}
+        sums = {name: torch.zeros((), device=source.slots.device) for name in ("psnr", "ssim", "mae", "mse")}
         told: Tensor | None = None
         for x in _floats(pictures, count, batch, source.slots.device):
             passed = self._there_and_back(x)
             y = passed.y.clamp(-1, 1)
             for name, value in (("psnr", psnr(x, y)), ("ssim", ssim(x, y))):
                 sums[name] += value.sum()
-            for name, error in (("l1", (x - y).abs()), ("l2", (x - y).square())):
+            for name, error in (("mae", (x - y).abs()), ("mse", (x - y).square())):
                 sums[name] += error.flatten(1).mean(1).sum()
             told = passed.told.sum(0) + (0 if told is None else told)  # [K]
         assert told is not None

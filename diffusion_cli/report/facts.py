@@ -10,7 +10,7 @@ from diffusion_cli.report.reading import Read, Sweep
 _SILENT = {"name", "outputs", "device", "resume", "preview", "trust", "dataset.path"}  # they change no run
 _MOST = 12  # columns of settings: a table with more says less; the comparison of two runs has all
 _LOW = re.compile(r"loss|mse|mae|error|fid|fd_|kid|mmd|bits|nll|cross_entropy|perplexity|copies")
-_HIGH = re.compile(r"accuracy|precision|recall|density|coverage|per_second|inception|score")
+_HIGH = re.compile(r"accuracy|precision|recall|density|coverage|per_second|inception|score|psnr|ssim|codebook")
 TITLES = {
     "train/loss": "training loss",
     "speed/images_per_second": "images/s",
