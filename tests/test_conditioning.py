@@ -117,7 +117,7 @@ def test_padding_is_not_read(conditioner: Conditioner) -> None:
 
 def test_what_is_too_long_is_cut_and_told(conditioner: Conditioner) -> None:
     long = "grinning face of a cat the moon half seen grinning cat face"
-    with pytest.warns(PromptCut, match=f"longer than {conditioner.length} tokens: .* is dropped: '.*cat face'") as caught:
+    with pytest.warns(PromptCut, match=f"longer than {conditioner.length} tokens: .* is dropped: '.*face'") as caught:
         tokens = conditioner.encode([long, "cat"])
     assert len(caught) == 1
     assert not padding(tokens)[0].any() and padding(tokens)[1].any()
@@ -141,6 +141,20 @@ def test_the_tokenizer_may_lie_elsewhere(folders: dict[str, Path], tmp_path: Pat
         (tmp_path / name).write_bytes((folders["clip"] / name).read_bytes())
     apart = Pretrained(str(tmp_path), tokenizer=str(folders["clip"]))
     assert torch.equal(apart.encode(["cat"]), Pretrained(str(folders["clip"])).encode(["cat"]))
+
+
+def test_a_whole_clip_gives_its_text_half(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As the hub has them: one folder with both halves."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTextModel
+
+    text = CLIPTextModel.from_pretrained(folders["clip"])
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 8}
+    both = CLIPModel(CLIPConfig(text_config=text.config.to_dict(), vision_config=vision | {"patch_size": 4}))
+    both.text_model.load_state_dict(text.state_dict())
+    both.save_pretrained(tmp_path)
+    found = Pretrained(str(tmp_path), tokenizer=str(folders["clip"]))
+    assert (found.width, found.length) == (16, 12)
+    assert torch.equal(found.encode(["cat"]), Pretrained(str(folders["clip"])).encode(["cat"]))
 
 
 def test_pickles_and_other_kinds_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
