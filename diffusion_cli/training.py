@@ -59,7 +59,9 @@ def train(plan: Plan) -> dict[str, float]:
         checkpoint.sweep(run.checkpoints)
         pictures, held_out = dataset.load("train"), dataset.load("test")
         assert pictures is not None
-        facts = _facts(node, dataset, pictures, root.trust)
+        facts = _facts(dataset, pictures)
+        if reads_texts(node["objective"], root.trust):
+            facts["tokenizer"] = learned(captions(pictures), node["objective"]["vocabulary"])
         _same_data(start, facts)
         objective = objective_of(node, facts, root.trust)
         if compute.compile:
@@ -152,17 +154,14 @@ def _plain(node: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(node)))
 
 
-def _facts(node: dict[str, Any], dataset: Dataset, pictures: Pictures, trust: tuple[str, ...]) -> Facts:
-    facts = Facts(
+def _facts(dataset: Dataset, pictures: Pictures) -> Facts:
+    return Facts(
         channels=dataset.channels,
         image_size=dataset.size,
         classes=list(pictures.classes),
         taught=pictures.labels.unique().tolist() if dataset.labels and pictures.labels is not None else [],
         fingerprint=pictures.fingerprint,
     )
-    if reads_texts(node["objective"], trust):
-        facts["tokenizer"] = learned(captions(pictures), node["objective"]["vocabulary"])
-    return facts
 
 
 def _same_data(start: Checkpoint | None, facts: Facts) -> None:
