@@ -437,7 +437,7 @@ def test_a_network_that_is_told_nothing_is_guided_by_a_classifier(runs: Path, tm
     ("labelled", "guidance=auto guidance.ckpt={runs}/classifier", "is no denoiser but a classifier"),
     ("plain", "guidance=auto guidance.ckpt={runs}/labelled", "is told labels, and this run is not"),
     ("labelled", "guidance=classifier", "a classifier run is needed"),
-    ("labelled", "guidance=classifier guidance.ckpt={runs}/labelled", "is no classifier: train"),
+    ("labelled", "guidance=classifier guidance.ckpt={runs}/labelled", "is no classifier but a denoiser: train"),
     ("labelled", "guidance=classifier guidance.ckpt={runs}/wide_classifier", "image_size is 16 there and 8 in this run"),
     ("classifier", "", "is no denoiser but a classifier: it makes no pictures"),
     ("labelled", "guidance=cfg guidance.interval=[3,1]", "must be below the second"),

@@ -22,8 +22,13 @@ from diffusion_cli.models.time_embedding import sinusoids
 from diffusion_cli.vision import mend_torchvision
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-CLASSIFIERS = ["classifier"]  # tests/test_classifying.py
-OPTIONS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml") if path.stem not in CLASSIFIERS)
+OTHERS = {  # tests/test_classifying.py, test_autoencoding.py, test_contrasting.py
+    "classifier": models.Classifier,
+    "autoencoder_kl": models.Autoencoder,
+    "autoencoder_vq": models.Autoencoder,
+    "clip": models.Clip,
+}
+OPTIONS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml") if path.stem not in OTHERS)
 PICTURES = {"mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 8)}
 TIMELESS = {"unet_basic"}  # networks that are not told the time
 FACTS = ["channels", "image_size", "num_classes", "hint_channels"]  # what the program says of the data
@@ -45,9 +50,9 @@ def make(option: str, channels: int, size: int, classes: int = 0, **changes) -> 
     return getattr(models, keys.pop("_target_").rpartition(".")[2])(channels, size, classes, **keys)
 
 
-def test_every_option_is_a_network_or_a_classifier() -> None:
-    for option in [*OPTIONS, *CLASSIFIERS]:
-        base = models.Classifier if option in CLASSIFIERS else Network
+def test_every_option_is_a_network_or_something_else_that_is_known() -> None:
+    for option in [*OPTIONS, *OTHERS]:
+        base = OTHERS.get(option, Network)
         assert issubclass(getattr(models, node(option)["_target_"].rpartition(".")[2]), base), option
 
 

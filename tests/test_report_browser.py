@@ -246,7 +246,7 @@ def test_a_run_says_what_differs_and_the_way_leads_back(opened: Callable[..., Op
     assert shown.page.locator("h1").inner_text() == "job_3"
     assert shown.page.locator("nav [aria-current=page]").inner_text() == "One run"
     row = shown.page.get_by_role("region", name="Settings in which runs differ").get_by_role("row", name="schedule")
-    assert row.inner_text().split("\t")[1:] == ["Edm", "Flow (4), Edm (1)"]
+    assert row.inner_text().split("\t")[1:] == ["edm", "flow (4), edm (1)"]
     shown.page.get_by_role("link", name="All runs").click()
     assert len(shown.runs()) == 7
 
