@@ -6,14 +6,15 @@ Exit codes: 0 done, 1 a bug, 64 config, 65 data, 70 numbers, 74 files, 128 + n s
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import SequenceMatcher
 from functools import wraps
 from itertools import pairwise
 from pathlib import Path
 
 from diffusion_cli import config, help, settings
-from diffusion_cli.errors import ConfigError, UserError
+from diffusion_cli.errors import ConfigError, Stopped, UserError
 from diffusion_cli.signatures import did_you_mean
 
 _FLAGS = {  # Hydra's own, long and short: whether they take a value
@@ -46,6 +47,21 @@ def run(
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+@contextmanager
+def ending_sweeps() -> Iterator[None]:
+    """Within a job of Hydra's own launcher: a signal ends the sweep, and not this job alone."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    try:
+        yield
+    except Stopped as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            print(error, flush=True)
+            raise SystemExit(error.code) from None
+        raise
 
 
 def tell(command: str, error: UserError) -> int:

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from local_server import serving
 
 COMMIT = "c" * 40
 
@@ -58,29 +58,5 @@ def _sha1(path: Path) -> str:
 @contextmanager
 def served(models: Models) -> Iterator[Models]:
     """The models behind an address of this machine while the block runs."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def _do(self) -> None:
-            status, headers, data = models.answer(self.path)
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(data))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
-
-        do_GET = do_HEAD = _do
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    models.address = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving(lambda command, path, body, headers: models.answer(path)) as models.address:
         yield models
-    finally:
-        server.shutdown()
-        server.server_close()

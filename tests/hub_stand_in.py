@@ -4,11 +4,11 @@ it, in the shapes in which it sends them and reads the answers."""
 import base64
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from local_server import serving
 
 
 class Hub:
@@ -98,29 +98,9 @@ class Hub:
 def served(hub: Hub) -> Iterator[Hub]:
     """The hub behind an address of this machine while the block runs."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(command: str, path: str, body: bytes, sent: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
+        status, headers, text = hub.answer(command, path, body, sent.get("Authorization") or "")
+        return status, {**headers, "Content-Type": "application/json"}, json.dumps(text).encode()
 
-        def _do(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, headers, text = hub.answer(self.command, self.path, body, self.headers.get("Authorization") or "")
-            data = json.dumps(text).encode()
-            self.send_response(status)
-            for name, value in {**headers, "Content-Type": "application/json", "Content-Length": str(len(data))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_GET = do_POST = do_PUT = _do
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving(answer) as hub.address:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -268,7 +268,7 @@ def test_impossible_pairs_are_refused(words: tuple[str, ...], said: str) -> None
                                    ("prediction=v", "schedule=zero_snr"), ("trainer.steps=null", "trainer.minutes=0.5"),
                                    ("sampler/grid=trailing", "sampler.steps=1000")], ids=" ".join)  # fmt: skip
 def test_possible_pairs_are_taken(words: tuple[str, ...]) -> None:
-    config.check_train(compose(*words))
+    assert isinstance(config.check_train(compose(*words)), Plan)
 
 
 def test_the_check_agrees_with_the_schedules() -> None:

@@ -13,6 +13,7 @@ from tiny import compose
 from diffusion_cli import config
 from diffusion_cli.assembly import rehearse
 from diffusion_cli.config import CONFIGS
+from diffusion_cli.objectives import Objective
 from diffusion_cli.settings import flat
 from diffusion_cli.sweeps import space
 
@@ -66,7 +67,7 @@ def test_every_choice_that_it_states_is_made(file: Path) -> None:
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=names)
 def test_it_can_be_run(file: Path) -> None:
     """Checked clean, and every constructor takes its values (without memory)."""
-    rehearse(config.check_train(run_of(file)).node)
+    assert isinstance(rehearse(config.check_train(run_of(file)).node), Objective)
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=names)

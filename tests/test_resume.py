@@ -333,4 +333,4 @@ def test_what_is_compared_is_what_is_checked() -> None:
     from tiny import compose
 
     for cell in CELLS.values():
-        config.check_train(compose(*words(Path("x"), *BASE, *cell)))
+        assert config.check_train(compose(*words(Path("x"), *BASE, *cell))).trainer.steps

@@ -4,7 +4,6 @@ from omegaconf import DictConfig
 
 from diffusion_cli import cli, config
 from diffusion_cli.commands.sample import with_scale
-from diffusion_cli.errors import Stopped
 
 ABOUT = """diffusion-evaluate measures a trained model. All it needs is the run: ckpt=outputs/<name>.
   on real pictures   denoising (error by noise level), bound (bits per dimension at most), bits (by the probability flow)
@@ -32,16 +31,8 @@ def main() -> None:
 
 def task(composed: DictConfig) -> None:
     """Hydra calls it once, or once for each job of a sweep."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     wanted = config.check_evaluate(config.plain(composed))
     from diffusion_cli.evaluation.run import evaluate  # torch, now that the words are known to be right
 
-    try:
+    with cli.ending_sweeps():
         evaluate(wanted)
-    except Stopped as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            print(error, flush=True)
-            raise SystemExit(error.code) from None  # a signal ends the sweep, and not this job alone
-        raise

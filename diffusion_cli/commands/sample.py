@@ -5,7 +5,6 @@ import re
 from omegaconf import DictConfig
 
 from diffusion_cli import cli, config
-from diffusion_cli.errors import Stopped
 
 ABOUT = """diffusion-sample makes pictures with a trained model. All it needs is the run: ckpt=outputs/<name>.
 It writes single pictures or large files, a grid and a metadata file; picture i of a seed is the same at any n and batch.
@@ -40,16 +39,8 @@ def with_scale(argv: list[str]) -> list[str]:
 
 def task(composed: DictConfig) -> None:
     """Hydra calls it once, or once for each job of a sweep."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     request = config.check_sample(config.plain(composed))
     from diffusion_cli.sampling import sample  # torch, now that the words are known to be right
 
-    try:
+    with cli.ending_sweeps():
         sample(request)
-    except Stopped as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            print(error, flush=True)
-            raise SystemExit(error.code) from None  # a signal ends the sweep, and not this job alone
-        raise

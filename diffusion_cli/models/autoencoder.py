@@ -102,16 +102,7 @@ class AutoencoderKL(Autoencoder):
         from diffusers import AutoencoderKL as Peer
 
         self.peer = Peer(
-            in_channels=channels,
-            out_channels=channels,
-            down_block_types=("DownEncoderBlock2D",) * len(widths),
-            up_block_types=("UpDecoderBlock2D",) * len(widths),
-            block_out_channels=tuple(widths),
-            layers_per_block=blocks,
-            latent_channels=latent_channels,
-            norm_num_groups=groups,
-            sample_size=image_size,
-            mid_block_add_attention=attention,
+            **_shape(channels, image_size, latent_channels, widths, blocks, groups, attention),
         )
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,18 +156,9 @@ class AutoencoderVQ(Autoencoder):
         from diffusers import VQModel as Peer
 
         self.peer = Peer(
-            in_channels=channels,
-            out_channels=channels,
-            down_block_types=("DownEncoderBlock2D",) * len(widths),
-            up_block_types=("UpDecoderBlock2D",) * len(widths),
-            block_out_channels=tuple(widths),
-            layers_per_block=blocks,
-            latent_channels=latent_channels,
-            norm_num_groups=groups,
-            sample_size=image_size,
+            **_shape(channels, image_size, latent_channels, widths, blocks, groups, attention),
             num_vq_embeddings=codes,
             vq_embed_dim=latent_channels,
-            mid_block_add_attention=attention,
         )
         self.peer.quantize = Codebook(codes, latent_channels, decay)  # under the name that the peer's weights have
 
@@ -212,6 +194,24 @@ class AutoencoderVQ(Autoencoder):
 def kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL( N(mean, variance) || N(0, 1) ) in nats, element by element."""
     return 0.5 * (mean.square() + torch.exp(log_variance) - 1 - log_variance)
+
+
+def _shape(
+    channels: int, image_size: int, latent_channels: int, widths: tuple[int, ...], blocks: int, groups: int, attention: bool
+) -> dict[str, Any]:
+    """What both say of encoder and decoder, in diffusers' words."""
+    return {
+        "in_channels": channels,
+        "out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+        "block_out_channels": tuple(widths),
+        "layers_per_block": blocks,
+        "latent_channels": latent_channels,
+        "norm_num_groups": groups,
+        "sample_size": image_size,
+        "mid_block_add_attention": attention,
+    }
 
 
 def _latent_size(image_size: int, widths: tuple[int, ...], groups: int) -> int:
