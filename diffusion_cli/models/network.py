@@ -5,9 +5,12 @@
     time  [B] float32            what the network is told of time, c_noise(t): 0..1000 for DDPM, log(sigma)/4 for EDM
     cond  [B] int64 or None      labels; index num_classes is the null condition of classifier-free guidance
                                  (Ho and Salimans 2022), and None means the null condition for the whole batch
+          [B, L, D] float32      or, for a network with text_width D, the tokens of texts, which it always gets; an all-zero
+                                 token is padding (conditioning/conditioner.py), and no other one reads it
 
-A constructor's first three arguments are facts that the data set states, and so is a fourth, hint_channels, of a network that
-can take a hint. All others are the keys of the config node, and their annotations are its schema.
+A constructor's first three arguments are facts that the data set states, and so are hint_channels, of a network that can
+take a hint, and text_width, of one that reads tokens. All others are the keys of the config node, and their annotations are
+its schema.
 """
 
 from abc import ABC, abstractmethod
@@ -19,15 +22,22 @@ from torch import Tensor, nn
 class Network(nn.Module, ABC):
     """Base of all networks. channels, image_size: of the pictures (or latents); num_classes: 0 means unconditional.
 
-    hint_channels: further channels of x with the previous answer; 0, or as many as the picture has.
+    hint_channels: further channels of x with the previous answer; 0, or as many as the picture has. text_width: of the tokens
+    that it reads; 0: none, and then cond is labels or None.
     """
 
-    def __init__(self, channels: int, image_size: int, num_classes: int, hint_channels: int = 0):
+    def __init__(self, channels: int, image_size: int, num_classes: int, hint_channels: int = 0, text_width: int = 0):
         super().__init__()
         self.channels = channels
         self.image_size = image_size
         self.num_classes = num_classes
         self.hint_channels = hint_channels
+        self.text_width = text_width
+
+    @property
+    def told(self) -> bool:
+        """Whether it is told anything of a picture: a label, or a text."""
+        return self.num_classes > 0 or self.text_width > 0
 
     @abstractmethod
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
