@@ -35,7 +35,10 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "schedule": ("diffusion_cli.schedules.Schedule", ()),
     "prediction": ("diffusion_cli.predictions.Prediction", ("schedule",)),
     "loss": ("diffusion_cli.losses.Loss", ()),
-    "model": ("diffusion_cli.models.Network", ("channels", "image_size", "num_classes", "hint_channels", "vocabulary")),
+    "model": (
+        "diffusion_cli.models.Network",
+        ("channels", "image_size", "num_classes", "hint_channels", "text_width", "vocabulary"),
+    ),
     "optimizer": ("diffusion_cli.optimizers.Optimizer", ()),
     "ema": ("diffusion_cli.ema.EMA", ()),
     "sampler": ("diffusion_cli.samplers.Sampler", ()),

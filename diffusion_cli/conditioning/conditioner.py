@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_cli.conditioning.tokenizer import Tokens
+from diffusion_cli.models.texts import padding as padding
 
 
 class PromptCut(UserWarning):
@@ -51,11 +52,6 @@ class Conditioner(nn.Module, ABC):
     def null(self) -> Tensor:
         """[L, D]: the tokens of the empty text."""
         return self.encode([""])[0]
-
-
-def padding(tokens: Tensor) -> Tensor:
-    """bool [B, L]: which tokens [B, L, D] are padding, as a network reads it."""
-    return (tokens == 0).all(dim=-1)
 
 
 def _short(text: str, most: int = 40) -> str:
