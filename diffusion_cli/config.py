@@ -21,11 +21,11 @@ PARTS = (
     "denoiser", "classifier", "autoencoder", "clip", "tokenizer", "schedule", "loss", "times", "sampler", "guidance", "names",
     "taught", "previews", "codec", "texts",
 )  # fmt: skip
-# the part that an objective trains -> what the group `model` must be for it, where that is no Network
+# the part that an objective trains -> what the group `model` must be for it, where that is no Network, and what it is given
 MODELS = {
-    "classifier": "diffusion_cli.models.Classifier",
-    "autoencoder": "diffusion_cli.models.Autoencoder",
-    "clip": "diffusion_cli.models.Clip",
+    "classifier": ("diffusion_cli.models.Classifier", ("channels", "image_size", "num_classes")),
+    "autoencoder": ("diffusion_cli.models.Autoencoder", ("channels", "image_size")),
+    "clip": ("diffusion_cli.models.Clip", ("channels", "image_size", "vocabulary")),
 }
 _OF_DIFFUSERS = ("diffusion_cli.models.AutoencoderKL", "diffusion_cli.models.AutoencoderVQ")
 
@@ -89,7 +89,7 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
     wrong += _values(node.get("trainer"), "Trainer", "trainer")
     for group, (base, given) in TRAIN_GROUPS.items():
         if group == "model":
-            base = _model_of(node.get("objective"), trust) or base
+            base, given = _model_of(node.get("objective"), trust) or (base, given)
         found = check(node.get(group), base, group, given, trust)
         if group == "model" and found and ": not a " in found[0]:
             found[0] += "; model=classifier goes with objective=classifying, autoencoder_kl and autoencoder_vq with "
@@ -264,8 +264,8 @@ def _ends(ends: Sequence[object], n: int) -> list[str]:
     return []
 
 
-def _model_of(objective: object, trust: list[str]) -> str | None:
-    """What the group `model` must be for this objective, where that is no Network."""
+def _model_of(objective: object, trust: list[str]) -> tuple[str, tuple[str, ...]] | None:
+    """What the group `model` must be for this objective and what it is given, where that is no Network."""
     try:
         parts = target_of(objective, "objective", trust).parameters
     except ConfigError:

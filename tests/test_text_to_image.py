@@ -1,4 +1,4 @@
-"""Latents and texts: parts that were trained before, carried by the run, and all that works on pixels and labels working on them."""
+"""Latents and texts: frozen parts that the run carries, and all that works on pixels and labels working on them."""
 
 import json
 import shutil
@@ -57,8 +57,8 @@ def place(tmp_path_factory: pytest.TempPathFactory):
         patch.setenv("XDG_CACHE_HOME", str(outputs / "cache"))
         codec = ("objective=autoencoding", "model=autoencoder_kl", "model.widths=[8,16]", "model.groups=4", "trainer.preview=4")
         train(outputs, *common, *codec, "model.latent_channels=2", "trainer.steps=10", name="codec")
-        clip = ("objective=contrasting", "model=clip", "model.width=16", "model.heads=2", "model.depth=1", "objective.vocabulary=300",
-                "model.text_width=16", "model.text_heads=2", "model.text_depth=1", "model.length=20")  # fmt: skip
+        clip = ("objective=contrasting", "model=clip", "model.width=16", "model.heads=2", "model.depth=1",
+                "objective.vocabulary=300", "model.text_width=16", "model.text_heads=2", "model.text_depth=1", "model.length=20")  # fmt: skip
         train(outputs, *common, *clip, name="clip")
         train(outputs, *here.words, "trainer.evaluate_every=2", "trainer.preview_every=4", name="run")
         yield here

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_cli.conditioning.tokenizer import Tokens
+from diffusion_cli.models.texts import padding as padding
 
 
 class PromptCut(UserWarning):
@@ -60,11 +61,6 @@ class Conditioner(nn.Module, ABC):
     def longest(self, texts: Sequence[str]) -> int:
         """Tokens of the longest of them, beyond which there is only padding."""
         return int(self.tokenised(texts).mask.sum(1).max()) if self.masked else self.length
-
-
-def padding(tokens: Tensor) -> Tensor:
-    """bool [B, L]: which tokens [B, L, D] are padding, as a network reads it."""
-    return (tokens == 0).all(dim=-1)
 
 
 def trimmed(tokens: Tensor) -> Tensor:

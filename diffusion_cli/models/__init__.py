@@ -9,6 +9,7 @@ from diffusion_cli.models.classifier import Encoder as Encoder
 from diffusion_cli.models.clip import Clip as Clip
 from diffusion_cli.models.diffusers_unet import UNet2D as UNet2D
 from diffusion_cli.models.dit import DiT as DiT
+from diffusion_cli.models.mmdit import MMDiT as MMDiT
 from diffusion_cli.models.network import Network as Network
 from diffusion_cli.models.unet import UNet as UNet
 from diffusion_cli.models.unet_basic import UNetBasic as UNetBasic
