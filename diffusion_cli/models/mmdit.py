@@ -42,7 +42,7 @@ class Stream(nn.Module):
         shift, scale, *rest = self.modulation(c).chunk(self.modulation.out_features // h.shape[2], dim=1)
         kvq = self.kvq(modulate(self.norm(h), shift, scale)).unflatten(2, (-1, self.heads, h.shape[2] // self.heads))
         k, v, *q = kvq.transpose(1, 3).unbind(2)
-        return [self.norm_k(k), v, *(self.norm_q(one) for one in q)], rest
+        return [self.norm_k(k.float()), v, *(self.norm_q(one.float()) for one in q)], rest  # bf16 has no kernel for their gains
 
     def joined(self, h: Tensor, read: Tensor, rest: list[Tensor]) -> Tensor:
         """h [B, N, D] with what it read, then its MLP."""
@@ -108,7 +108,7 @@ class MMDiT(Network):
         h = self.patches_in(cut(x, self.patch_size))  # [B, N, D]
         h = h + positions(self.rows, h.shape[2], x.device)  # [B, N, D]
         y = self.tokens_in(text.tokens)  # [B, L, D]: the encoder said already where in its text each stands
-        seen = nnf.pad(text.seen, (h.shape[1], 0), value=True)  # [B, 1, 1, N + L]
+        seen = nnf.pad(text.real, (h.shape[1], 0), value=True)  # [B, 1, 1, N + L]
         for block in self.blocks:
             h, y = block(h, y, c, seen)  # [B, N, D], [B, L, D]
         shift, scale = self.modulation_out(c).chunk(2, dim=1)  # each [B, D]
