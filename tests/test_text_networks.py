@@ -3,6 +3,8 @@
 tests/test_models.py asks them for the promises of every network; `unet_text` and `mmdit` are told tokens there.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as nnf
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.exporting.diffusers_models import peer_of
+from diffusion_cli.exporting.graphs import onnx, torch_export
 from diffusion_cli.models.dit import positions
 from diffusion_cli.models.network import Network
 from diffusion_cli.models.texts import CrossAttention, TextEmbedding
@@ -201,6 +204,15 @@ def test_mmdit_needs_texts():
 def test_diffusers_has_no_such_network(option):
     with pytest.raises(ConfigError, match=r"to=diffusers: .* reads texts"):
         peer_of(tiny(option), {}, None)
+
+
+@pytest.mark.parametrize("form", [torch_export, onnx])
+def test_texts_are_no_part_of_a_graph(form):
+    model = SimpleNamespace(denoiser=SimpleNamespace(network=tiny("mmdit")))
+    with pytest.raises(
+        ConfigError, match=r"^a network that reads texts, as this MMDiT, is no graph so far: to=folder takes it$"
+    ):
+        form(model)
 
 
 # --- the MM-DiT -------------------------------------------------------------------------------------------------------
