@@ -53,11 +53,11 @@ class Attention(nn.Module):
 class DiTBlock(nn.Module):
     """[B, N, D] and silu(c) [B, D] to [B, N, D]."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, dropout: float):
+    def __init__(self, width: int, heads: int, mlp_width: int, dropout: float, norm_eps: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.attention = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps, elementwise_affine=False)
         self.mlp = nn.Sequential(
             nn.Linear(width, mlp_width), nn.GELU(approximate="tanh"), nn.Dropout(dropout), nn.Linear(mlp_width, width)
         )
@@ -72,6 +72,7 @@ class DiTBlock(nn.Module):
 class DiT(Network):
     """patch_size: pixels along a patch's side. mlp_ratio: hidden width of the MLP over the width. dropout: in the MLP.
     time_shift: see time_embedding.py; 0 is the paper's code, 1 that of diffusers, into which such a network can be exported.
+    norm_eps: of the norms before the MLP: 1e-6 the paper's code, 1e-5 what diffusers made of its published weights.
 
     ValueError: patches that do not tile the picture, heads that do not divide the width, a width no multiple of 4.
     """
@@ -89,6 +90,7 @@ class DiT(Network):
         mlp_ratio: PositiveFloat = 4.0,
         dropout: Rate = 0.0,
         time_shift: Literal[0, 1] = 0,
+        norm_eps: PositiveFloat = 1e-6,
     ):
         super().__init__(channels, image_size, num_classes, hint_channels)
         if image_size % patch_size != 0:
@@ -105,7 +107,7 @@ class DiT(Network):
         self.patches_in = nn.Linear((channels + hint_channels) * patch_size**2, width)
         self.time_embedding = TimeEmbedding(TIME_WAVES, width, "cos_sin", time_shift)
         self.class_embedding = self.class_table(width)
-        self.blocks = nn.ModuleList(DiTBlock(width, heads, round(width * mlp_ratio), dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, round(width * mlp_ratio), dropout, norm_eps) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patches_out = nn.Linear(width, channels * patch_size**2)
