@@ -6,13 +6,14 @@ Networks of random weights, away from zero. Bound: 1e-5 of the largest value for
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from hub_of_models import COMMIT, Models, reach, served
 from text_encoders import LENGTH, WIDTH, encoders
 from torch import Tensor, nn
 
@@ -444,3 +445,60 @@ def test_the_digest_is_of_every_part(pipelines: dict[str, tuple[Any, Path]], tmp
         (folder / path).write_text((folder / path).read_text() + "\n")
         digests.add(find(folder).digest)
     assert len(digests) == 5
+
+
+# -- the hub -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(
+    pipelines: dict[str, tuple[Any, Path]], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Models]:
+    """Stable Diffusion with what is not read beside it, one whose text encoder is a pickle, a bare autoencoder, a gated one."""
+    plain = pipelines["sd1"][1]
+    folders = {name: shutil.copytree(plain, tmp_path / name) for name in ("sd", "pickled")}
+    folders["vae"] = shutil.copytree(plain / "vae", tmp_path / "vae")
+    for name in ("safety_checker/model.safetensors", "text_encoder/model.fp16.safetensors", "text_encoder/pytorch_model.bin"):
+        (folders["sd"] / name).parent.mkdir(exist_ok=True)
+        (folders["sd"] / name).write_bytes(b"not to be fetched")
+    (folders["pickled"] / "text_encoder" / "model.safetensors").rename(folders["pickled"] / "text_encoder/pytorch_model.bin")
+    with served(Models({f"me/{name}": folder for name, folder in folders.items()}, ("me/gated",))) as models:
+        reach(models, monkeypatch)
+        yield models
+
+
+def test_the_hub_gives_every_part_and_nothing_else(hub: Models, pipelines: dict[str, tuple[Any, Path]]) -> None:
+    plain = pipelines["sd1"][1]
+    found = find("hf://me/sd")
+    assert found.digest == find(plain).digest and found.said == f"hf://me/sd@{COMMIT}"
+    wanted = {p.relative_to(plain).as_posix() for p in plain.rglob("*") if p.is_file()} - {"tokenizer/chat_template.jinja"}
+    assert set(hub.fetched) == wanted and not hub.unknown
+    assert torch.equal(found.tensors("average")["denoiser.null"], find(plain).tensors("average")["denoiser.null"])
+    assert Path(found.config["config"]["codec"]["ckpt"]) == found.folder / "vae"
+
+
+@pytest.mark.parametrize(("place", "said"), [("hf://me/sd/vae", "hf://me/sd/vae@"), ("hf://me/vae", "hf://me/vae@")])
+def test_an_autoencoder_on_the_hub(
+    place: str, said: str, hub: Models, pipelines: dict[str, tuple[Any, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    here = find(pipelines["sd1"][1] / "vae")
+    found = find(place)
+    assert (found.digest, found.said) == (here.digest, said + COMMIT)
+    assert {name.rpartition("/")[2] for name in hub.fetched} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert find(place).digest == here.digest
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("hf://me/pickled", "hf://me/pickled/text_encoder/pytorch_model.bin is a pickle"),
+        ("hf://me/gated", "is gated: accept its terms on"),
+        ("hf://me/sd/nothing", "is neither a pipeline of diffusers nor an autoencoder"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(place: str, says: str, hub: Models) -> None:
+    assert says in refused(place)
+    assert not [name for name in hub.fetched if "model.safetensors" in name], "weights come after the refusals"
