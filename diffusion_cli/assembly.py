@@ -4,12 +4,14 @@ The same for a run and for its checkpoint. An objective's constructor names the 
 """
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NotRequired, TypedDict
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 import torch
 
 from diffusion_cli.build import build
-from diffusion_cli.codecs import Latent
+from diffusion_cli.codecs import Codec, Latent, Pixels
+from diffusion_cli.conditioning import Conditioner
 from diffusion_cli.conditioning.tokenizer import Tokenizer, learned
 from diffusion_cli.data import Dataset
 from diffusion_cli.denoiser import Denoiser
@@ -26,8 +28,19 @@ from diffusion_cli.schedules import Schedule
 from diffusion_cli.signatures import target_of
 
 
+class CodecFacts(TypedDict):
+    digest: str
+    shape: list[int]  # of what is diffused: [c, h, w]
+
+
+class TextFacts(TypedDict):
+    digest: str
+    width: int
+    length: int
+
+
 class Facts(TypedDict):
-    """What the data set says of itself, once: every network and every checkpoint takes it from here."""
+    """What the data set and the frozen parts say, once: every network and every checkpoint takes it from here."""
 
     channels: int
     image_size: int
@@ -35,23 +48,60 @@ class Facts(TypedDict):
     taught: list[int]  # the labels that the network is told; none: it is told nothing
     fingerprint: str
     tokenizer: NotRequired[str]  # JSON, learned from the captions, where the objective reads them
+    codec: NotRequired[CodecFacts]  # absent: pixels are diffused
+    texts: NotRequired[TextFacts]  # absent: the network reads no texts
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The frozen parts that a denoiser stands on (stages.py)."""
+
+    codec: Codec = field(default_factory=Pixels)
+    texts: Conditioner | None = None
+
+    NAMES: ClassVar = ("codec", "texts")
+
+    def to(self, device: torch.device) -> "Stages":
+        return Stages(self.codec.to(device), None if self.texts is None else self.texts.to(device))
+
+    def facts(self, facts: Facts) -> Facts:
+        """With those of the parts. Raises ConfigError where the codec cannot take such pictures."""
+        found = facts.copy()
+        if self.codec.digest:
+            try:
+                shape = self.codec.shape(facts["channels"], facts["image_size"])
+            except ValueError as error:
+                raise ConfigError(f"codec: {error}") from None
+            found["codec"] = CodecFacts(digest=self.codec.digest, shape=list(shape))
+        if self.texts is not None:
+            found["texts"] = TextFacts(digest=self.texts.digest, width=self.texts.width, length=self.texts.length)
+        return found
 
 
 def denoiser_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = ()) -> Denoiser:
     """The denoiser that the nodes schedule, prediction and model describe, with fresh weights. Raises ConfigError."""
     schedule = build(node["schedule"], Schedule, "schedule", trust=trust)
     prediction = build(node["prediction"], Prediction, "prediction", {"schedule": schedule}, trust)
-    num_classes = len(facts["classes"]) if facts["taught"] else 0
-    sizes = {"channels": facts["channels"], "image_size": facts["image_size"], "num_classes": num_classes}
+    channels, size, _ = facts["codec"]["shape"] if "codec" in facts else (facts["channels"], facts["image_size"], 0)
+    texts = facts.get("texts", TextFacts(digest="", width=0, length=0))
+    sizes = {"channels": channels, "image_size": size, "num_classes": len(facts["classes"]) if facts["taught"] else 0}
     if node["objective"].get("self_conditioning"):
-        sizes["hint_channels"] = facts["channels"]
-        if "hint_channels" not in target_of(node["model"], "model", trust).parameters:
-            name = node["model"]["_target_"].rpartition(".")[2]
-            raise ConfigError(
-                f"objective.self_conditioning is {node['objective']['self_conditioning']:g}, but {name} takes no hint: its "
-                "constructor has no hint_channels; choose another model, or objective.self_conditioning=0"
-            )
-    return Denoiser(build(node["model"], Network, "model", sizes, trust), prediction)
+        sizes["hint_channels"] = channels
+        _takes(node, "hint_channels", f"objective.self_conditioning={node['objective']['self_conditioning']:g}", "hint", trust)
+    if texts["width"]:
+        sizes["text_width"] = texts["width"]
+        _takes(node, "text_width", "texts", "text", trust)
+    return Denoiser(build(node["model"], Network, "model", sizes, trust), prediction, texts["length"])
+
+
+def _takes(node: Mapping[str, Any], fact: str, asked: str, what: str, trust: Collection[str]) -> None:
+    """ConfigError where the network's constructor has no such fact."""
+    if fact not in target_of(node["model"], "model", trust).parameters:
+        name = node["model"]["_target_"].rpartition(".")[2]
+        raise ConfigError(
+            f"{asked} needs a network that takes a {what}, and {name} takes none (its constructor has no {fact}): choose "
+            "model=unet, unet_attn, dit or another that does, or leave it out"
+        )
 
 
 def classifier_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = ()) -> NoisyClassifier:
@@ -101,7 +151,7 @@ PARTS: dict[str, Callable[[Mapping[str, Any], Facts, Collection[str]], object]] 
 
 def parts_of(objective: Mapping[str, Any], trust: Collection[str] = ()) -> list[str]:
     """The parts that an objective's constructor asks for, in its order: what kind of model the run trains."""
-    return [name for name in target_of(objective, "objective", trust).parameters if name in PARTS]
+    return [name for name in target_of(objective, "objective", trust).parameters if name in PARTS or name in Stages.NAMES]
 
 
 def reads_texts(objective: Mapping[str, Any], trust: Collection[str] = ()) -> bool:
@@ -109,22 +159,26 @@ def reads_texts(objective: Mapping[str, Any], trust: Collection[str] = ()) -> bo
     return "tokenizer" in parts_of(objective, trust)
 
 
-def objective_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = ()) -> Objective:
+def objective_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = (), stages: Stages | None = None) -> Objective:
     """What diffusion-train trains, initialised from the run's seed. Raises ConfigError."""
     torch.manual_seed(word_of(node["seed"], "initial weights"))
-    given = {name: PARTS[name](node, facts, trust) for name in parts_of(node["objective"], trust)}
+    stages = stages or Stages()
+    frozen = {"codec": stages.codec, "texts": stages.texts}
+    names = parts_of(node["objective"], trust)
+    given = {name: frozen[name] if name in frozen else PARTS[name](node, facts, trust) for name in names}
     return build(node["objective"], Objective, "objective", given, trust)
 
 
-def rehearse(node: Mapping[str, Any], trust: Collection[str] = ()) -> Objective:
+def rehearse(node: Mapping[str, Any], trust: Collection[str] = (), stages: Stages | None = None) -> Objective:
     """Builds everything once, without memory and data: what constructors refuse is said before any data is read."""
     dataset = build(node["dataset"], Dataset, "dataset", trust=trust)
     taught = [0] if dataset.labels else []
     facts = Facts(channels=dataset.channels, image_size=dataset.size, classes=["?"], taught=taught, fingerprint="")
+    facts = facts if stages is None else stages.facts(facts)
     if reads_texts(node["objective"], trust):
         facts["tokenizer"] = learned([], node["objective"]["vocabulary"])
     if "sampler" in parts_of(node["objective"], trust):  # previews: does its grid fit the schedule?
         sampler = build(node["sampler"], Sampler, "sampler", trust=trust)
         sampler.times(build(node["schedule"], Schedule, "schedule", trust=trust))
     with torch.device("meta"):
-        return objective_of(node, facts, trust)
+        return objective_of(node, facts, trust, stages)

@@ -19,15 +19,18 @@ from diffusion_cli.signatures import check, check_values, shown, signature, targ
 # what an objective's constructor may ask of the program, by the names of arguments: assembly.py makes them
 PARTS = (
     "denoiser", "classifier", "autoencoder", "clip", "tokenizer", "schedule", "loss", "times", "sampler", "guidance", "names",
-    "taught", "previews",
+    "taught", "previews", "codec", "texts",
 )  # fmt: skip
-# the part that an objective trains -> what the group `model` must be for it, where that is no Network
+# the part that an objective trains -> what the group `model` must be for it, where that is no Network, and what it is given
 MODELS = {
-    "classifier": "diffusion_cli.models.Classifier",
-    "autoencoder": "diffusion_cli.models.Autoencoder",
-    "clip": "diffusion_cli.models.Clip",
+    "classifier": ("diffusion_cli.models.Classifier", ("channels", "image_size", "num_classes")),
+    "autoencoder": ("diffusion_cli.models.Autoencoder", ("channels", "image_size")),
+    "clip": ("diffusion_cli.models.Clip", ("channels", "image_size", "vocabulary")),
 }
 _OF_DIFFUSERS = ("diffusion_cli.models.AutoencoderKL", "diffusion_cli.models.AutoencoderVQ")
+
+# a frozen part -> the packages that it needs
+_STAGE_NEEDS = {"Latents": ("diffusers",), "Clip": ("transformers", "tokenizers"), "TextEncoder": ("transformers",)}
 
 # group -> (what it must build, which of its arguments the program itself supplies)
 TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -35,14 +38,19 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "schedule": ("diffusion_cli.schedules.Schedule", ()),
     "prediction": ("diffusion_cli.predictions.Prediction", ("schedule",)),
     "loss": ("diffusion_cli.losses.Loss", ()),
-    "model": ("diffusion_cli.models.Network", ("channels", "image_size", "num_classes", "hint_channels", "vocabulary")),
+    "model": (
+        "diffusion_cli.models.Network",
+        ("channels", "image_size", "num_classes", "hint_channels", "text_width", "vocabulary"),
+    ),
     "optimizer": ("diffusion_cli.optimizers.Optimizer", ()),
     "ema": ("diffusion_cli.ema.EMA", ()),
     "sampler": ("diffusion_cli.samplers.Sampler", ()),
     "guidance": ("diffusion_cli.guidance.Guidance", ()),
     "objective": ("diffusion_cli.objectives.Objective", PARTS),
 }
-FEATURES = "diffusion_cli.features.Features"  # of a group that may be null
+# of groups that may be null
+FEATURES = "diffusion_cli.features.Features"
+STAGES = {"codec": "diffusion_cli.stages.Stage", "texts": "diffusion_cli.stages.Stage"}
 
 SAMPLE_GROUPS = {
     "sampler": "diffusion_cli.samplers.Sampler",
@@ -54,7 +62,7 @@ EVALUATE_GROUPS = {
     "sampler": "diffusion_cli.samplers.Sampler",
     "guidance": "diffusion_cli.guidance.Guidance",
 }
-GIVEN = {"edit": ("original",)}  # which arguments the program itself supplies
+GIVEN = {"edit": ("original", "codec")}  # which arguments the program itself supplies
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -75,13 +83,13 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
         node.pop(slot, None)
     if isinstance(node.get("name"), int | float):
         node["name"] = str(node["name"])
-    inner = {*TRAIN_GROUPS, "trainer", "features"}
+    inner = {*TRAIN_GROUPS, *STAGES, "trainer", "features"}
     trust = node.get("trust") if isinstance(node.get("trust"), list) else []
     wrong = _root(node, "Train", inner)
     wrong += _values(node.get("trainer"), "Trainer", "trainer")
     for group, (base, given) in TRAIN_GROUPS.items():
         if group == "model":
-            base = _model_of(node.get("objective"), trust) or base
+            base, given = _model_of(node.get("objective"), trust) or (base, given)
         found = check(node.get(group), base, group, given, trust)
         if group == "model" and found and ": not a " in found[0]:
             found[0] += "; model=classifier goes with objective=classifying, autoencoder_kl and autoencoder_vq with "
@@ -89,8 +97,9 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
                 "objective=autoencoding, model=clip with objective=contrasting, the other models with objective=denoising"
             )
         wrong += found
-    if node.get("features") is not None:
-        wrong += check(node["features"], FEATURES, "features", trust=trust)
+    for group, base in {"features": FEATURES, **STAGES}.items():
+        if node.get(group) is not None:
+            wrong += check(node[group], base, group, trust=trust)
     if not wrong:
         wrong = _pairs(node) + _watched(node)
     if wrong:
@@ -102,12 +111,16 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
 def check_sample(node: dict[str, Any]) -> settings.Request:
     """What is asked of a checkpoint, from the composed config. Raises ConfigError with a line for everything that is wrong."""
     node = _with_ckpt(node)
+    for word in ("prompt", "negative"):
+        node[word] = str(node[word]) if isinstance(node.get(word), int | float) else node.get(word)
     nodes = {group: node.pop(group, None) for group in SAMPLE_GROUPS}
     wrong = _root(node, "Sample", set())
     trust = node.get("trust") if isinstance(node.get("trust"), list) else []
     wrong += _asked(nodes, SAMPLE_GROUPS, trust)
     if not wrong:
         wrong = _beginning(node, nodes["edit"])
+    if not wrong and node["prompt"] is not None and node["prompts"] is not None:
+        wrong.append("prompt and prompts: say what is wanted there or in the file, not both")
     if not wrong and node["data"] is not None and not node["nearest"]:
         wrong.append(f"data={node['data']}: training pictures are looked at with nearest= alone; add nearest=5")
     if wrong:
@@ -251,8 +264,8 @@ def _ends(ends: Sequence[object], n: int) -> list[str]:
     return []
 
 
-def _model_of(objective: object, trust: list[str]) -> str | None:
-    """What the group `model` must be for this objective, where that is no Network."""
+def _model_of(objective: object, trust: list[str]) -> tuple[str, tuple[str, ...]] | None:
+    """What the group `model` must be for this objective and what it is given, where that is no Network."""
     try:
         parts = target_of(objective, "objective", trust).parameters
     except ConfigError:
@@ -310,9 +323,26 @@ def _pairs(node: Mapping[str, Any]) -> list[str]:
             f"prediction={name} is impossible on a schedule that ends in pure noise (alpha = 0 at t = 1, where nothing of the "
             "picture is left to divide by): choose prediction=v, x0, flow or edm, or another schedule"
         )
+    wrong += _stages(node)
     grid = sampler["grid"]
     if "table" in grid and sampler["steps"] > grid["table"]:
         wrong.append(f"sampler.steps is {sampler['steps']}, but sampler.grid.table has only {grid['table']} indices")
+    return wrong
+
+
+def _stages(node: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the frozen parts beside the rest."""
+    wrong, takes = [], target_of(node["objective"], "objective", node["trust"]).parameters
+    for group in STAGES:
+        if node.get(group) is None:
+            continue
+        name = node[group]["_target_"].rpartition(".")[2]
+        if group not in takes:
+            wrong.append(f"{group}={name.lower()}: this objective works with pictures as they are; choose objective=denoising")
+        lacking = [package for package in _STAGE_NEEDS.get(name, ()) if find_spec(package) is None]
+        wrong += [f"{group}={name.lower()} needs {lacking[0]}: pip install 'diffusion-cli[latent]'"] if lacking else []
+    if node.get("texts") is not None and node["dataset"]["labels"]:
+        wrong.append("dataset.labels=true and texts: the network is told labels or texts, not both: dataset.labels=false")
     return wrong
 
 

@@ -2,7 +2,12 @@
 
 A self-conditioned network (Chen et al. 2022, "Analog bits", section 3.2) is told in further channels what was foreseen before:
 the hint, zero where there is none. It is no state of the denoiser: who asks remembers (walking.py, objectives/denoising.py).
+
+What it is told of a picture, cond, is a label or the tokens of a text; there is a null condition of either, of pictures of
+which nothing is said (Ho and Salimans 2022): the label after the last one, or the tokens of the empty text.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +21,37 @@ from diffusion_cli.schedules import over_pictures
 HINT_RANGE = 3.0
 
 
+class Condition(NamedTuple):
+    """told: labels [B] or tokens [B, L, D]. untold: what guidance leads away from, of the same kind and number: the null
+    condition, or a text that is not wanted; its L may be another."""
+
+    told: Tensor
+    untold: Tensor
+
+
 class Denoiser(nn.Module):
     """D(x_t, t) -> x0 for one network trained with one prediction on one schedule.
 
-    x [B, C, H, W] float32; t [] or [B] in (0, 1]; cond: labels [B] or None; hint [B, C, H, W]: an earlier x0, or None.
+    x [B, C, H, W] float32; t [] or [B] in (0, 1]; cond: labels [B], tokens [B, L, D] or None, for the null condition; hint
+    [B, C, H, W]: an earlier x0, or None. null: [L, D], the tokens of the empty text, where the network reads tokens; length: L.
     """
 
-    def __init__(self, network: Network, prediction: Prediction):
+    null: Tensor
+
+    def __init__(self, network: Network, prediction: Prediction, length: int = 0):
         super().__init__()
         self.network = network
         self.prediction = prediction
         self.schedule = prediction.schedule
+        if network.text_width:
+            self.register_buffer("null", torch.zeros(length, network.text_width))
+
+    def condition(self, told: Tensor, untold: Tensor | None = None) -> Condition:
+        """untold: tokens [L, D] that guidance leads away from; None: the null condition."""
+        if untold is None and not self.network.text_width:
+            return Condition(told, torch.full_like(told, self.network.num_classes))
+        away = self.null if untold is None else untold
+        return Condition(told, away.to(told).expand(len(told), -1, -1))
 
     def output(self, x: Tensor, t: Tensor, cond: Tensor | None = None, hint: Tensor | None = None) -> Tensor:
         """The network's raw F [B, C, H, W]. A network without hint_channels is not told the hint."""
@@ -35,6 +60,8 @@ class Denoiser(nn.Module):
         if self.network.hint_channels:
             told = torch.zeros_like(x) if hint is None else hint.to(x).clamp(-HINT_RANGE, HINT_RANGE)
             z = torch.cat([z, told], dim=1)  # [B, 2 C, H, W]
+        if cond is None and self.network.text_width:
+            cond = self.null.expand(len(x), -1, -1)
         return self.network(z, time, cond).float()
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, hint: Tensor | None = None) -> Tensor:

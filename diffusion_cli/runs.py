@@ -4,6 +4,7 @@ checkpoints/step_00001000/  samples/  tensorboard/  metrics.jsonl  status.json  
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,11 @@ def say(line: str) -> None:
         return
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
+
+
+def cache_home() -> Path:
+    """Where what can be made again is kept for all runs of a user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-cli"
 
 
 class Run:

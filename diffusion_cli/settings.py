@@ -83,6 +83,9 @@ class Sample:
     batch: PositiveInt
     out: str | None
     label: str | int | tuple[str | int, ...] | None
+    prompt: str | tuple[str, ...] | None
+    prompts: str | None
+    negative: str | None
     init: str | None
     strength: Fraction | None
     vary: Fraction | None
@@ -99,6 +102,11 @@ class Sample:
     compile: bool | Literal["auto"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     trust: tuple[str, ...]
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says what the pictures show."""
+        return any(word is not None for word in (self.label, self.prompt, self.prompts))
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,8 @@ class Measurement:
         """As diffusion-sample would be asked for such pictures."""
         root = self.root
         sample = Sample(
-            ckpt=root.ckpt, n=1, seed=root.seed, batch=root.batch, out=None, label=None, init=None, strength=None, vary=None,
+            ckpt=root.ckpt, n=1, seed=root.seed, batch=root.batch, out=None, label=None,
+            prompt=None, prompts=None, negative=None, init=None, strength=None, vary=None,
             between=None, weights=root.weights, trajectory=False, animation="gif", snapshots=(), nearest=0, data=root.data,
             format="png", shard=1, device=root.device, compile=root.compile, precision=root.precision, trust=root.trust,
         )  # fmt: skip

@@ -4,12 +4,13 @@ Each operation is announced to `watch` first, which does nothing: it is where te
 """
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from diffusion_cli.errors import StorageError
 
@@ -61,6 +62,26 @@ def log(path: Path) -> BinaryIO:
         return path.open("ab")
 
 
+@contextmanager
+def mapped(path: Path, shape: tuple[int, ...], dtype: str) -> Iterator[Any]:
+    """An array file that the block fills row by row; it gets its name, synced, when the block ends without an error."""
+    import numpy as np
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    with _named("write", path, size):
+        rows = np.lib.format.open_memmap(temporary, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, and not a dead process at a write to memory
+            with temporary.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+    yield rows
+    with _named("write", path, size), temporary.open("rb+") as file:
+        rows.flush()
+        watch("sync", temporary)
+        os.fsync(file.fileno())
+    rename(temporary, path)
+
+
 def rename(source: Path, target: Path) -> None:
     _rename(source, target)
     _sync_folder(target.parent)
@@ -90,7 +111,7 @@ def remove(path: Path) -> None:
 def commit(folder: Path, files: Mapping[str, bytes]) -> None:
     """A folder with these files, in their order, all of them or none: written under another name, synced, then renamed.
 
-    A name may have one folder in it: "unet/config.json".
+    A name may have folders in it: "unet/config.json".
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     if temporary.exists():
@@ -99,9 +120,10 @@ def commit(folder: Path, files: Mapping[str, bytes]) -> None:
     folders = [temporary]
     for name, data in files.items():
         path = temporary / name
-        if path.parent not in folders:
-            make_folder(path.parent)
-            folders.append(path.parent)
+        for inside in reversed([parent for parent in path.parents if temporary in parent.parents]):
+            if inside not in folders:
+                make_folder(inside)
+                folders.append(inside)
         _write_synced(path, data)
     for inside in reversed(folders):
         _sync_folder(inside)

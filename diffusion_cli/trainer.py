@@ -149,9 +149,8 @@ class Trainer:
             torch.manual_seed(word_of(self.seed, "dropout", step, part))
             here = slice(part * size, (part + 1) * size)
             source = Source(self.seed, self.source.slots[here], step)
-            label = None if batch.label is None else batch.label[here]
             with self.compute.precision():
-                loss, tallies = self.objective.loss(Batch(batch.x[here], label, batch.ids[here]), source)
+                loss, tallies = self.objective.loss(batch.part(here), source)
             self.scaler.scale(loss.mean() / settings.accumulate).backward()
             self.progress.add("loss", Tally(loss.detach().sum(), torch.full_like(loss[0].detach(), len(loss))))
             for name, tally in tallies.items():

@@ -22,13 +22,14 @@ from diffusion_cli.ema import EMA
 from diffusion_cli.errors import ConfigError, Stopped, StorageError
 from diffusion_cli.evaluation.watch import watch_of
 from diffusion_cli.objectives import Objective
-from diffusion_cli.objectives.contrasting import captions
+from diffusion_cli.objectives.captions import captions
 from diffusion_cli.objectives.denoising import spread
 from diffusion_cli.optimizers import Optimizer
 from diffusion_cli.randomness import Source
 from diffusion_cli.runs import Run, say, status_of
 from diffusion_cli.schedules import Schedule
 from diffusion_cli.settings import Plan, flat, frozen_changes
+from diffusion_cli.stages import carry, opened
 from diffusion_cli.trainer import Trainer
 
 
@@ -39,7 +40,8 @@ def train(plan: Plan) -> dict[str, float]:
     compute = choose(root.device, root.precision, root.compile, say)
     dataset = build(node["dataset"], Dataset, "dataset", trust=root.trust)
     folder = Path(root.outputs) / str(root.name)
-    rehearsed = rehearse(node, root.trust)
+    stages = opened(node, folder, root.trust)
+    rehearsed = rehearse(node, root.trust, stages)
     if root.preview == "data":
         _draw_data(node, dataset, folder, root.trust)
         return {}
@@ -57,13 +59,14 @@ def train(plan: Plan) -> dict[str, float]:
     try:
         run.status("running", step, total=settings.end)
         checkpoint.sweep(run.checkpoints)
+        carry(node, folder, root.trust)
         pictures, held_out = dataset.load("train"), dataset.load("test")
         assert pictures is not None
-        facts = _facts(dataset, pictures)
+        facts = stages.facts(_facts(dataset, pictures))
         if reads_texts(node["objective"], root.trust):
             facts["tokenizer"] = learned(captions(pictures), node["objective"]["vocabulary"])
         _same_data(start, facts)
-        objective = objective_of(node, facts, root.trust)
+        objective = objective_of(node, facts, root.trust, stages)
         if compute.compile:
             objective.network.compile()
         weights = sum(p.numel() for p in objective.network.parameters())

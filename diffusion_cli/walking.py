@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from diffusion_cli.codecs import Codec
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.editing import Edit, PureNoise, Question, Start
 from diffusion_cli.guidance import Guidance, Guided, Unguided
@@ -17,17 +18,19 @@ def walk(
     denoiser: Denoiser,
     sampler: Sampler,
     source: Source,
-    labels: Tensor | None = None,
+    told: Tensor | None = None,
     guidance: Guidance = Unguided(),  # noqa: B008 (frozen)
     start: Start = PureNoise(),  # noqa: B008
     edit: Edit | None = None,
     helper: nn.Module | None = None,
     shares: Tensor | None = None,
+    untold: Tensor | None = None,
 ) -> Iterator[State]:
     """The states of the pictures that the slots of source number: picture i depends on its slot and the seed alone.
 
-    labels [B] or None; [B, K] for pictures between K labels, with shares [B, K] of each. helper: the second model of the
-    guidance, if it needs one.
+    told: labels [B], tokens [B, L, D] or None; [B, K] or [B, K, L, D] for pictures between K of them, with shares [B, K] of
+    each. untold: tokens [L, D] of a text that guidance leads away from; None: the null condition. helper: the second model of
+    the guidance, if it needs one.
     """
     schedule, network = denoiser.schedule, denoiser.network
     shape = (network.channels, network.image_size, network.image_size)
@@ -35,8 +38,8 @@ def walk(
     def fresh(step: int, which: int = 0) -> Tensor:
         return schedule.noise(source.at(step), f"fresh {which}" if which else "fresh", shape)
 
-    cond = None if labels is None else labels.to(source.slots.device)
-    question = asking(denoiser, cond, guidance, helper, shares)
+    told = None if told is None else told.to(source.slots.device)
+    question = asking(denoiser, told, guidance, helper, shares, untold)
     x = start.x(schedule, sampler, source, shape)
     if edit is None:
         return sampler.walk(question(), schedule, x, fresh)
@@ -44,24 +47,40 @@ def walk(
 
 
 def asking(
-    denoiser: Denoiser, labels: Tensor | None, guidance: Guidance, helper: nn.Module | None, shares: Tensor | None = None
+    denoiser: Denoiser,
+    told: Tensor | None,
+    guidance: Guidance,
+    helper: nn.Module | None,
+    shares: Tensor | None = None,
+    untold: Tensor | None = None,
 ) -> Question:
     """Gives a new question each time: what guidance and hint remember belongs to one way through the times.
 
-    Between labels [B, K] the answer lies between the answers for each: x0 = sum_k shares[:, k] x0(x, t | labels[:, k]).
+    Between conditions told [B, K, ...] the answer lies between those for each: x0 = sum_k shares[:, k] x0(x, t | told[:, k]).
     """
+
+    def guided(told: Tensor | None) -> Denoise:
+        cond = None if told is None else denoiser.condition(told, untold)
+        return remembering(guidance.guide(denoiser, cond, helper))
+
     if shares is None:
-        return lambda: remembering(guidance.guide(denoiser, labels, helper))
-    assert labels is not None
+        return lambda: guided(told)
+    assert told is not None
 
     def question() -> Denoise:
-        asks = [remembering(guidance.guide(denoiser, each, helper)) for each in labels.unbind(1)]
-        parts = shares.unbind(1)
+        asks, parts = [guided(each) for each in told.unbind(1)], shares.unbind(1)
         return lambda x, t: sum(
             (over_pictures(part, x) * ask(x, t) for part, ask in zip(parts, asks, strict=True)), start=torch.zeros_like(x)
         )
 
     return question
+
+
+def pictured(state: State, codec: Codec, count: int) -> State:
+    """The first `count` of it as pictures, an x that explodes brought to the range of one."""
+    x, x0 = state.x[:count].float(), state.x0[:count].float()
+    spread = x.flatten(1).std(1).clamp(min=1)
+    return State(state.step, state.t, codec.decode(x / over_pictures(spread, x)), codec.decode(x0))
 
 
 def remembering(guided: Guided) -> Denoise:

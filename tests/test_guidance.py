@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffusion_cli import checkpoint, config
 from diffusion_cli.commands.sample import with_scale
-from diffusion_cli.denoiser import Denoiser
+from diffusion_cli.denoiser import Condition, Denoiser
 from diffusion_cli.errors import ConfigError, UserError
 from diffusion_cli.guidance import APG, CFG, Auto, ByClassifier, CFGZero, Guidance, Unguided
 from diffusion_cli.guidance.apg import dot
@@ -29,6 +29,7 @@ MEANS = torch.randn(CLASSES, *SHAPE, generator=torch.Generator().manual_seed(5),
 SPREAD, SHARES = 0.5, f64(0.2, 0.3, 0.5)
 TIMES = [0.1, 0.5, 0.9]
 LABELS = torch.tensor([0, 1, 2, 1, 0])
+TOLD = Condition(LABELS, torch.full_like(LABELS, CLASSES))
 families = pytest.mark.parametrize("schedule", FAMILIES, ids=name)
 
 
@@ -51,7 +52,7 @@ class Exact(Denoiser):
     def __init__(self, schedule: Schedule, classes: int = CLASSES):
         nn.Module.__init__(self)
         self.schedule = schedule
-        self.network = SimpleNamespace(num_classes=classes)  # type: ignore[assignment]
+        self.network = SimpleNamespace(num_classes=classes, text_width=0, told=classes > 0)  # type: ignore[assignment]
         self.rows: list[int] = []
         self.hints: list[Tensor | None] = []
 
@@ -93,7 +94,7 @@ def velocity(schedule: Schedule, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
 
 def ask(guidance: Guidance, schedule: Schedule, helper: nn.Module | None = None) -> tuple[Callable[..., Tensor], Exact]:
     denoiser = Exact(schedule)
-    return guidance.guide(denoiser, LABELS, helper), denoiser
+    return guidance.guide(denoiser, TOLD, helper), denoiser
 
 
 # -- the formulas ------------------------------------------------------------------------------------------------------
@@ -116,10 +117,10 @@ def test_an_exact_classifier_makes_the_denoiser_of_the_class(t: Tensor, schedule
     """Bayes' rule: at scale 1 the denoiser that is told nothing becomes that of the class."""
     denoiser = Exact(schedule, classes=0)
     x = noised(schedule, t)
-    question = ByClassifier(1.0, ckpt="any").guide(denoiser, LABELS, ExactClassifier())
+    question = ByClassifier(1.0, ckpt="any").guide(denoiser, TOLD, ExactClassifier())
     close(question(x, t, None), Exact(schedule)(x, t, LABELS), 1e-8)
-    close(ByClassifier(0.0, ckpt="any").guide(denoiser, LABELS, ExactClassifier())(x, t, None), denoiser(x, t), 0)
-    twice = ByClassifier(2.0, ckpt="any").guide(denoiser, LABELS, ExactClassifier())(x, t, None)
+    close(ByClassifier(0.0, ckpt="any").guide(denoiser, TOLD, ExactClassifier())(x, t, None), denoiser(x, t), 0)
+    twice = ByClassifier(2.0, ckpt="any").guide(denoiser, TOLD, ExactClassifier())(x, t, None)
     close(twice - denoiser(x, t), 2 * (question(x, t, None) - denoiser(x, t)), 1e-8)
 
 
@@ -248,7 +249,7 @@ every = pytest.mark.parametrize("guidance", OTHERS, ids=["cfg", "rescaled", "apg
 def test_scale_1_is_the_told_network_bit_for_bit(t: Tensor, guidance: Guidance) -> None:
     question, denoiser = ask(guidance, Flow())
     x = noised(Flow(), t)
-    assert torch.equal(question(x, t), Unguided().guide(Exact(Flow()), LABELS)(x, t, None))
+    assert torch.equal(question(x, t), Unguided().guide(Exact(Flow()), TOLD)(x, t, None))
     assert denoiser.rows == [len(x)]
 
 
@@ -286,7 +287,7 @@ def test_no_picture_depends_on_the_others(guidance: Guidance, helper: nn.Module 
     whole, _ = ask(guidance, Flow(), helper)
     together = [whole(z, t) for z, t in zip(x, times, strict=True)]
     for i in range(len(LABELS)):
-        alone = guidance.guide(Exact(Flow()), LABELS[i : i + 1], helper)
+        alone = guidance.guide(Exact(Flow()), Condition(*(c[i : i + 1] for c in TOLD)), helper)
         for z, t, wanted in zip(x, times, together, strict=True):
             close(alone(z[i : i + 1], t, None), wanted[i : i + 1], 1e-12)
 
@@ -300,9 +301,9 @@ def test_each_picture_may_have_a_time_of_its_own(
     """t [B], as samplers ask whose steps differ from picture to picture: inside the interval, outside, at the end."""
     bound, t = replace(guidance, interval=interval), f64(1.0, 0.97, 0.6, 0.4, 0.1)
     x = torch.cat([noised(Flow(), one, seed)[:1] for seed, one in enumerate(t)])
-    together = bound.guide(Exact(Flow()), LABELS, helper)(x, t, None)
+    together = bound.guide(Exact(Flow()), TOLD, helper)(x, t, None)
     for i in range(len(t)):
-        alone = bound.guide(Exact(Flow()), LABELS[i : i + 1], helper)(x[i : i + 1], t[i], None)
+        alone = bound.guide(Exact(Flow()), Condition(*(c[i : i + 1] for c in TOLD)), helper)(x[i : i + 1], t[i], None)
         close(together[i : i + 1], alone, 1e-12)
 
 
@@ -347,7 +348,7 @@ def test_a_real_denoiser_is_asked_with_its_own_null_label() -> None:
             parameter.add_(0.05 * torch.randn_like(parameter))
         denoiser, x, t = Denoiser(network, X0(Flow())), torch.randn(2, 1, 8, 8), torch.tensor(0.5)
         told, untold = denoiser(x, t, torch.tensor([0, 2])), denoiser(x, t)
-        got = CFG(3.0).guide(denoiser, torch.tensor([0, 2]))(x, t, None)
+        got = CFG(3.0).guide(denoiser, denoiser.condition(torch.tensor([0, 2])))(x, t, None)
     assert (told - untold).abs().max() > 1e-3
     close(got, untold + 3 * (told - untold), 1e-5)
 

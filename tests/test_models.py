@@ -31,7 +31,8 @@ OTHERS = {  # tests/test_classifying.py, test_autoencoding.py, test_contrasting.
 OPTIONS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml") if path.stem not in OTHERS)
 PICTURES = {"mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 8)}
 TIMELESS = {"unet_basic"}  # networks that are not told the time
-FACTS = ["channels", "image_size", "num_classes", "hint_channels"]  # what the program says of the data
+READERS = ("unet_text", "mmdit")  # made for texts: they are told tokens where the others are told labels
+FACTS = ["channels", "image_size", "num_classes", "hint_channels", "text_width"]  # what the program says of the data
 NULL = 5  # the classes of the conditional networks here, and so the index of the null label
 
 every_option = pytest.mark.parametrize("option", OPTIONS)
@@ -45,7 +46,7 @@ def node(option: str) -> dict:
 
 
 def make(option: str, channels: int, size: int, classes: int = 0, **changes) -> Network:
-    keys = {**node(option), **changes}
+    keys = {**node(option), **({"text_width": 6} if option in READERS else {}), **changes}
     torch.manual_seed(0)
     return getattr(models, keys.pop("_target_").rpartition(".")[2])(channels, size, classes, **keys)
 
@@ -69,6 +70,15 @@ def batch(channels: int, size: int, count: int = 2, seed: int = 2):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, channels, size, size, generator=generator)
     return x, 1000 * torch.rand(count, generator=generator)
+
+
+def told(network: Network, *labels: int) -> torch.Tensor | None:
+    """The labels [B], or for a reader a text [B, 4, D] for each of them, with up to two tokens of padding; None: without either."""
+    if network.text_width:
+        words = torch.randn(NULL + 1, 4, network.text_width, generator=torch.Generator().manual_seed(4))
+        words[::3, 2:], words[::2, 0] = 0, 0
+        return words[list(labels)]
+    return torch.tensor(labels) if network.num_classes else None
 
 
 def parameters(network: nn.Module) -> int:
@@ -101,8 +111,9 @@ def test_yaml_states_every_key_and_says_what_it_is(option):
     keys = node(option)
     network = getattr(models, keys["_target_"].removeprefix("diffusion_cli.models."))
     parameters = list(inspect.signature(network).parameters.values())
-    assert [p.name for p in parameters[:4]] == ["channels", "image_size", "num_classes", "hint_channels"]
-    assert set(keys) - {"_target_"} == {p.name for p in parameters[4:]}
+    facts = [p.name for p in parameters if p.name in FACTS]
+    assert facts in (FACTS, FACTS[:-1]) and facts == [p.name for p in parameters[: len(facts)]]
+    assert set(keys) - {"_target_"} == {p.name for p in parameters[len(facts) :]}
     assert issubclass(network, Network)
 
 
@@ -129,8 +140,7 @@ def test_forward_and_backward_reach_everything(option, pictures, classes):
         assert re.fullmatch(rf"image_size is {size} and .+: the size must be a multiple of \d+; choose .+", str(refusal))
         return
     x, time = batch(channels, size)
-    cond = torch.tensor([1, NULL]) if classes else None
-    F = network(x, time, cond)
+    F = network(x, time, told(network, 1, NULL))
     assert F.shape == x.shape and F.dtype == torch.float32 and F.isfinite().all()
     F.square().sum().backward()
     for name, parameter in network.named_parameters():
@@ -143,7 +153,7 @@ def test_forward_and_backward_reach_everything(option, pictures, classes):
 def test_batch_independence(option):
     network = small(option, NULL)
     x, time = batch(1, network.image_size, count=3)
-    cond = torch.tensor([0, NULL, 2])
+    cond = told(network, 0, NULL, 2)
     with torch.no_grad():
         together = network(x, time, cond)
         alone = torch.cat([network(x[i : i + 1], time[i : i + 1], cond[i : i + 1]) for i in range(3)])
@@ -155,12 +165,15 @@ def test_labels(option):
     network = small(option, NULL)
     x, time = batch(1, network.image_size)
     with torch.no_grad():
-        answers = [network(x, time, torch.full((2,), label)) for label in range(NULL + 1)]
-        unlabelled = network(x, time)
+        answers = [network(x, time, told(network, label, label)) for label in range(NULL + 1)]
     for i, answer in enumerate(answers):
         for other in answers[:i]:
             assert ((answer - other).abs().amax(dim=(1, 2, 3)) > 1e-5).all()
-    assert torch.equal(unlabelled, answers[NULL])
+    if option in READERS:
+        with pytest.raises(ValueError, match=r"tokens \[B, L, 6\] were expected, and given: (none|\[2\])"):
+            network(x, time, torch.tensor([0, 1]) if option == "mmdit" else None)
+        return
+    assert torch.equal(network(x, time), answers[NULL])
     with pytest.raises(ValueError, match="num_classes is 0"):
         small(option)(x, time, torch.tensor([0, 1]))
 
@@ -168,22 +181,23 @@ def test_labels(option):
 @every_option
 def test_hint(option):
     """Further channels of x: told of them, F has the shape of the picture; with zero weights there, it is the plain network."""
-    told = small(option, channels=3, hint_channels=3)
-    x, time = batch(3, told.image_size)
+    hinted = small(option, channels=3, hint_channels=3)
+    cond = told(hinted, 1, 2)
+    x, time = batch(3, hinted.image_size)
     hint = torch.randn_like(x)
     with torch.no_grad():
-        answers = [told(torch.cat([x, h], dim=1), time) for h in (hint, -hint)]
+        answers = [hinted(torch.cat([x, h], dim=1), time, cond) for h in (hint, -hint)]
     assert answers[0].shape == x.shape and (answers[0] - answers[1]).abs().max() > 1e-5
     plain = small(option, channels=3)
     own = plain.state_dict()
-    wider = {key: torch.zeros_like(value) for key, value in told.state_dict().items() if value.shape != own[key].shape}
+    wider = {key: torch.zeros_like(value) for key, value in hinted.state_dict().items() if value.shape != own[key].shape}
     assert 1 <= len(wider) <= 2, "only what reads the picture"
     for key, weight in wider.items():
         weight[:, : own[key].shape[1]] = own[key]  # of patches, too: the picture's channels come first in each
-    told.load_state_dict({**own, **wider})
+    hinted.load_state_dict({**own, **wider})
     with torch.no_grad():
-        assert torch.equal(told(torch.cat([x, hint], dim=1), time), told(torch.cat([x, 0 * x], dim=1), time))
-        assert (told(torch.cat([x, hint], dim=1), time) - plain(x, time)).abs().max() < 1e-5
+        silent, unheard = (hinted(torch.cat([x, h], dim=1), time, cond) for h in (0 * x, hint))
+        assert torch.equal(silent, unheard) and (silent - plain(x, time, cond)).abs().max() < 1e-5
 
 
 @every_option
@@ -191,7 +205,8 @@ def test_time(option):
     network = small(option)
     x, _ = batch(1, network.image_size)
     with torch.no_grad():
-        gap = (network(x, torch.tensor([3.0, 3.0])) - network(x, torch.tensor([4.0, 3.0]))).abs().amax(dim=(1, 2, 3))
+        early, late = (network(x, torch.tensor([time, 3.0]), told(network, 1, 2)) for time in (3.0, 4.0))
+    gap = (early - late).abs().amax(dim=(1, 2, 3))
     assert gap[1] == 0
     assert gap[0] == 0 if option in TIMELESS else gap[0] > 1e-5
 
@@ -201,8 +216,8 @@ def test_channels_last_gives_the_same(option):
     network = small(option, channels=3)  # of a single channel the two layouts are one
     x, time = batch(3, network.image_size)
     with torch.no_grad():
-        plain = network(x, time)
-        last = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), time)
+        plain = network(x, time, told(network, 1, 2))
+        last = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), time, told(network, 1, 2))
     assert (plain - last).abs().max() < 1e-4 * plain.abs().max()
 
 
@@ -213,7 +228,7 @@ def test_forward_draws_nothing(option):
     x, time = batch(1, network.image_size)
     before = torch.get_rng_state()
     with torch.no_grad():
-        first, second = network(x, time), network(x, time)
+        first, second = (network(x, time, told(network, 1, 2)) for _ in range(2))
     assert torch.equal(first, second) and torch.equal(before, torch.get_rng_state())
 
 
@@ -224,24 +239,27 @@ def test_one_graph_for_the_compiler(option):
     x, time = batch(1, network.image_size)
     torch._dynamo.reset()
     traced = torch.compile(network, backend="eager", fullgraph=True)
+    cond = told(network, 1, 2)
     with torch.no_grad():
-        assert (traced(x, time, torch.tensor([1, 2])) - network(x, time, torch.tensor([1, 2]))).abs().max() < 1e-5
+        assert (traced(x, time, cond) - network(x, time, cond)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("option", ["unet_tiny", "dit"])
+@pytest.mark.parametrize("option", ["unet_tiny", "dit", *READERS])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_attention_reads_contiguous_channels(option, memory_format, monkeypatch):
     """The flash kernel of a CPU asks that the last dimension of q, k and v be contiguous."""
     seen = []
     attention = nn.functional.scaled_dot_product_attention
 
-    def spy(q, k, v):
+    def spy(q, k, v, attn_mask=None):
         seen.extend([q, k, v])
-        return attention(q, k, v)
+        assert attn_mask is None or attn_mask.shape[1:3] == (1, 1), "the same for all heads and questions, or it costs twice"
+        return attention(q, k, v, attn_mask=attn_mask)
 
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", spy)
     x, time = batch(1, 8)
-    make(option, 1, 8)(x.to(memory_format=memory_format), time)
+    network = make(option, 1, 8)
+    network(x.to(memory_format=memory_format), time, told(network, 1, 2))
     assert seen and all(tensor.stride(-1) == 1 for tensor in seen)
 
 

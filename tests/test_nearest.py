@@ -13,6 +13,7 @@ from test_scale import ask, pngs
 from tiny import compose, train
 
 from diffusion_cli import checkpoint, config
+from diffusion_cli.codecs import Pixels
 from diffusion_cli.data import Dataset
 from diffusion_cli.data.digits import Digits
 from diffusion_cli.denoiser import Denoiser
@@ -135,7 +136,7 @@ def denoiser_of(make: type[Network], **words: object) -> Denoiser:
 )
 def test_the_block_called_halfway_is_found(make: type[Network], words: dict[str, object], middle: str) -> None:
     denoiser = denoiser_of(make, **words)
-    module = middle_of(denoiser, torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    module = middle_of(denoiser, Pixels(), torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
     name = next(name for name, other in denoiser.network.named_modules() if other is module)
     assert name.startswith(middle), name
 
@@ -149,18 +150,18 @@ def test_a_network_without_maps_has_no_features() -> None:
         def forward(self, x: torch.Tensor, time: torch.Tensor, cond: torch.Tensor | None = None) -> torch.Tensor:
             return self.linear(x.flatten(1)).view_as(x)
 
-    assert middle_of(denoiser_of(Flat), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)) is None
+    assert middle_of(denoiser_of(Flat), Pixels(), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)) is None
 
 
 def test_features_are_of_the_picture_alone() -> None:
     """Equal pictures have equal features wherever they stand; others differ; unit vectors once centred; no hook stays."""
     denoiser = denoiser_of(UNet, width=8, groups=4, multipliers=(1, 2), blocks=1)
     images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    middle = middle_of(denoiser, images)
-    bare = Middle(denoiser, middle)
+    middle = middle_of(denoiser, Pixels(), images)
+    bare = Middle(denoiser, Pixels(), middle)
     f = bare(images)
     assert torch.allclose(bare(images[[3, 3]]), f[[3, 3]], rtol=0, atol=1e-6) and (f[0] - f[1]).norm() > 1e-3
-    centred = Middle(denoiser, middle, f.mean(0))(images)
+    centred = Middle(denoiser, Pixels(), middle, f.mean(0))(images)
     assert torch.allclose(centred.norm(dim=1), torch.ones(6, dtype=torch.float64), atol=1e-9)
     assert not any(module._forward_hooks for module in denoiser.modules())
     assert torch.equal(pooled(torch.ones(2, 3, 4, 4)), torch.ones(2, 3)) and pooled(torch.ones(2, 5, 7)).shape == (2, 7)

@@ -21,6 +21,7 @@ from diffusion_cli.evaluation import parts, reference, rows
 from diffusion_cli.evaluation.distances import MEASURES, Cloud
 from diffusion_cli.evaluation.run import evaluate
 from diffusion_cli.evaluation.samples import Samples, shares_of
+from diffusion_cli.runs import cache_home
 from diffusion_cli.sampling import sample
 from diffusion_cli.sampling.formats import FORMATS
 
@@ -33,7 +34,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     """The user's cache, empty; commands that tests start inherit it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield reference.cache_home()
+        yield (cache_home() / "references")
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_other_splits_and_weights_are_seen(runs: Path) -> None:
 
 
 def folder_of(features: str) -> Path:
-    (folder,) = reference.cache_home().glob(f"{features}-*")
+    (folder,) = (cache_home() / "references").glob(f"{features}-*")
     return folder
 
 
@@ -189,7 +190,7 @@ def test_other_pictures_have_a_reference_of_their_own(runs: Path, tmp_path: Path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ask(runs / "plain")
     ask(runs / "plain", "split=test")
-    assert len(list(reference.cache_home().iterdir())) == 2
+    assert len(list((cache_home() / "references").iterdir())) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(

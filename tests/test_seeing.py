@@ -11,6 +11,7 @@ from test_scale import ask
 from tiny import train
 
 from diffusion_cli import drawing
+from diffusion_cli.codecs import Pixels
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.samplers import Sampler, State
 from diffusion_cli.sampling.seeing import FRAMES, Film, Seen, sheet, strip
@@ -31,7 +32,7 @@ def walk(length: int, scale: float = 1.0) -> list[State]:
 def filmed(states: list[State], **words: object) -> Film:
     film = Film(**words)  # type: ignore[arg-type]
     for state in states:
-        film.see(state)
+        film.see(state, Pixels())
     return film
 
 
@@ -40,7 +41,7 @@ def test_frames_are_even_however_long_the_walk(length: int, tmp_path: Path) -> N
     """Kept without knowing the length: at most 2 FRAMES are held, and those drawn are the ends and even steps between."""
     film = Film("gif")
     for state in walk(length):
-        film.see(state)
+        film.see(state, Pixels())
         assert len(film.frames) <= 2 * FRAMES
     film.draw(tmp_path)
     movie = Image.open(tmp_path / "trajectory.gif")
@@ -54,9 +55,9 @@ def test_frames_are_even_however_long_the_walk(length: int, tmp_path: Path) -> N
 def test_what_is_drawn_is_within_the_range_of_a_picture() -> None:
     """An exploding x_t is divided by its spread; one of normal size is left alone."""
     wide = 80 * torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
-    seen = Seen.of(State(0, torch.tensor(1.0), wide, wide / 80))
+    seen = Seen.of(State(0, torch.tensor(1.0), wide, wide / 80), Pixels())
     assert len(seen.x.unique()) > 30 and len(seen.x0.unique()) == 64
-    plain = Seen.of(State(0, torch.tensor(1.0), wide / 160, wide / 80))
+    plain = Seen.of(State(0, torch.tensor(1.0), wide / 160, wide / 80), Pixels())
     assert plain.x.float().sub(127.5).abs().max() == pytest.approx(63.75, abs=0.5)
 
 
@@ -99,7 +100,7 @@ def test_what_is_to_change_is_the_distance_to_the_end() -> None:
 
 
 def test_the_strip_has_a_column_for_each_state() -> None:
-    states = [Seen.of(state) for state in walk(3)]
+    states = [Seen.of(state, Pixels()) for state in walk(3)]
     assert strip(states).width > strip(states[:2]).width
 
 

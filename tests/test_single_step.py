@@ -13,6 +13,7 @@ import torch
 from closed_form import FAMILIES, Gaussian, Mixture, close, distance_from_uniform, f64, name, pictures
 from walks import fresh, make, no_noise, order_of, preset, walk_error
 
+from diffusion_cli.denoiser import Condition
 from diffusion_cli.errors import NumericError
 from diffusion_cli.guidance import APG, CFG, CFGZero
 from diffusion_cli.samplers import (
@@ -221,19 +222,23 @@ class Told:
         return mean + Gaussian(0.0, 0.4).denoise(self.schedule)(x - mean, t)
 
 
+def of(labels):
+    return Condition(labels, torch.full_like(labels, 3))
+
+
 GUIDED = [CFG(2.0), CFG(2.0, (0.5, 5.0)), CFG(2.0, rescale=0.7), APG(2.0, (0.5, None)), CFGZero(2.0, zero_init=0.3)]
 
 
 @pytest.mark.parametrize("guidance", GUIDED, ids=repr)
 def test_guidance_is_asked_at_a_time_for_each_picture(guidance):
     labels, t, x = torch.tensor([0, 2, 1, 0, 2]), f64(0.9, 0.3, 0.6, 0.68, 0.4), pictures(5)
-    together = guidance.guide(Told(), labels)(x, t, None)
+    together = guidance.guide(Told(), of(labels))(x, t, None)
     for i in range(5):
-        alone = guidance.guide(Told(), labels[i : i + 1])(x[i : i + 1], t[i], None)
+        alone = guidance.guide(Told(), of(labels[i : i + 1]))(x[i : i + 1], t[i], None)
         close(together[i : i + 1], alone, 1e-13)
-    sampler, question = make(Adaptive, 300, GRID), guidance.guide(Told(), labels)
+    sampler, question = make(Adaptive, 300, GRID), guidance.guide(Told(), of(labels))
     whole = last(sampler.walk(lambda x, t: question(x, t, None), EDM(), 50 * x, no_noise)).x
-    question = guidance.guide(Told(), labels[1:2])
+    question = guidance.guide(Told(), of(labels[1:2]))
     alone = last(sampler.walk(lambda x, t: question(x, t, None), EDM(), 50 * x[1:2], no_noise)).x
     close(whole[1:2], alone, 1e-9)
 

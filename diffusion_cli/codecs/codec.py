@@ -12,7 +12,13 @@ from diffusion_cli.randomness import Source
 
 
 class Codec(nn.Module, ABC):
-    """A module, so that it moves to a device as a whole; it is asked and never trained, and its weights stay its own."""
+    """A module, so that it moves to a device as a whole; it is asked and never trained, and its weights stay its own.
+
+    digest: names its weights; "" where there are none. bounded: does every value of x lie within [-1, 1]?
+    """
+
+    digest = ""
+    bounded = False
 
     @abstractmethod
     def shape(self, channels: int, size: int) -> tuple[int, int, int]:
@@ -30,6 +36,8 @@ class Codec(nn.Module, ABC):
 
 class Pixels(Codec):
     """x is the picture."""
+
+    bounded = True
 
     def shape(self, channels: int, size: int) -> tuple[int, int, int]:
         return channels, size, size

@@ -16,7 +16,7 @@ Told nothing, it trains on bundled handwritten digits, on a CPU, for about a min
 
 GROUPS = (
     "experiment", "dataset", "schedule", "prediction", "loss", "model", "optimizer", "ema", "sampler", "guidance", "objective",
-    "features", "sweep", "hydra/launcher", "hydra/sweeper",
+    "codec", "texts", "features", "sweep", "hydra/launcher", "hydra/sweeper",
 )  # fmt: skip
 
 EXAMPLES = (
@@ -73,7 +73,7 @@ def _train(node: dict[str, Any]) -> dict[str, float]:
 def _name(choices: Mapping[str, Any], words: list[str]) -> str:
     """The experiment or data set, and the options that were asked for by name."""
     first = choices.get("experiment") or choices["dataset"]
-    silent = {"experiment", "dataset", "sampler", "guidance", "features", "sweep"}
+    silent = {"experiment", "dataset", "sampler", "guidance", "features", "sweep", "codec", "texts"}
     asked = [word.partition("=") for word in words]
     groups = [value for key, _, value in asked if key in choices and key.partition("/")[0] not in silent and value != "null"]
     return "-".join([str(first), *groups])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_cli.conditioning.tokenizer import Tokens
+from diffusion_cli.models.texts import padding as padding
 
 
 class PromptCut(UserWarning):
@@ -22,10 +23,13 @@ class PromptCut(UserWarning):
 
 
 class Conditioner(nn.Module, ABC):
-    """A frozen encoder of texts. width: D; length: L, tokens of a text at most."""
+    """A frozen encoder of texts. width: D; length: L, tokens of a text at most; digest: names its weights; masked: is padding
+    to be zero, or what the encoder says of it?"""
 
     width: int
     length: int
+    digest = ""
+    masked = True
 
     @abstractmethod
     def tokenised(self, texts: Sequence[str]) -> Tokens:
@@ -46,16 +50,23 @@ class Conditioner(nn.Module, ABC):
         here = next(self.parameters()).device
         ids, mask = tokens.ids.to(here), tokens.mask.to(here)  # [B, L]
         found = self.read(Tokens(ids, mask, tokens.dropped)).float()  # [B, L, D]
+        if not self.masked:
+            return found
         return torch.where(mask[:, :, None], found, 0.0)  # not a product, which would keep what is not finite
 
     def null(self) -> Tensor:
         """[L, D]: the tokens of the empty text."""
         return self.encode([""])[0]
 
+    def longest(self, texts: Sequence[str]) -> int:
+        """Tokens of the longest of them, beyond which there is only padding."""
+        return int(self.tokenised(texts).mask.sum(1).max()) if self.masked else self.length
 
-def padding(tokens: Tensor) -> Tensor:
-    """bool [B, L]: which tokens [B, L, D] are padding, as a network reads it."""
-    return (tokens == 0).all(dim=-1)
+
+def trimmed(tokens: Tensor) -> Tensor:
+    """[B, L, D] -> [B, L', D]: without the places that are padding in every text; one stays."""
+    used = (~padding(tokens)).any(0).nonzero()  # [places, 1]
+    return tokens[:, : int(used.max()) + 1 if len(used) else 1]
 
 
 def _short(text: str, most: int = 40) -> str:

@@ -31,7 +31,7 @@ class Pretrained(Conditioner):
 
     def __init__(self, name: str, tokenizer: str | None = None, length: PositiveInt | None = None, masked: bool = True):
         super().__init__()
-        folder = _folder(name, ("*.json", "*.safetensors", "*.txt", "*.model"))
+        self.folder = folder = _folder(name, ("*.json", "*.safetensors", "*.txt", "*.model"))
         beside = folder if tokenizer is None else _folder(tokenizer, ("*.json", "*.txt", "*.model"))
         mend_torchvision()  # transformers imports it
         from transformers import AutoTokenizer

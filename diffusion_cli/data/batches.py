@@ -17,11 +17,18 @@ from diffusion_cli.randomness import Source, visited
 
 @dataclass(frozen=True)
 class Batch:
-    """x: float32 [B, C, H, W] in [-1, 1]; label: int64 [B], or None where the set has none; ids: int64 [B], which pictures."""
+    """x: float32 [B, C, H, W] in [-1, 1]; label: int64 [B], or None where the set has none; ids: int64 [B], which pictures;
+    mirrored: bool [B], or None where no picture is."""
 
     x: Tensor
     label: Tensor | None
     ids: Tensor
+    mirrored: Tensor | None = None
+
+    def part(self, here: slice) -> "Batch":
+        """Some of its pictures."""
+        label, mirrored = (None if one is None else one[here] for one in (self.label, self.mirrored))
+        return Batch(self.x[here], label, self.ids[here], mirrored)
 
 
 class Batches:
@@ -83,11 +90,12 @@ class Batches:
     def _batch(self, pixels: Tensor, ids: Tensor, step: int) -> Batch:
         """pixels: uint8 [B, C, H, W], where they happen to be."""
         pixels, ids = pixels.to(self.device, non_blocking=True), ids.to(self.device, non_blocking=True)
+        flipped = None
         if self.flip:
             flipped = self.source.at(step).uniform("flip") < 0.5  # [B]
             mask = (flipped.to(torch.uint8) * 255)[:, None, None, None]
             pixels = pixels ^ ((pixels ^ pixels.flip(-1)) & mask)  # torch.where on bytes takes five times as long on a CPU
-        return Batch(to_float(pixels), None if self.labels is None else self.labels[ids], ids)
+        return Batch(to_float(pixels), None if self.labels is None else self.labels[ids], ids, flipped)
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

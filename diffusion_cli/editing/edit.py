@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 
+from diffusion_cli.codecs import Codec, Pixels
 from diffusion_cli.editing.known import Blocks, Grey, Known, Operator, Seen
 from diffusion_cli.editing.method import Method, Question
 from diffusion_cli.editing.original import Original
@@ -27,23 +29,54 @@ class Edit(ABC):
     original: Original
     method: Method
     noise: NonNegativeFloat = 0.0
+    codec: Codec = Pixels()  # noqa: RUF009 (has no state)
 
     def __post_init__(self) -> None:
         _ = self.known  # what cannot be is said now
 
     @cached_property
-    def known(self) -> Known:
+    def pictured(self) -> Known:
+        """What is known of the picture."""
         return Known(*self.problem(), self.noise)
+
+    @cached_property
+    def known(self) -> Known:
+        """The same of what is diffused. Of latents those are known of which all pixels are."""
+        if self.codec.bounded:
+            return self.pictured
+        seen = self.pictured.operator
+        if not isinstance(seen, Seen):
+            raise ValueError(
+                f"{type(self).__name__.lower()} knows means of pixels, and this network works in latents: choose edit=inpaint "
+                "or outpaint"
+            )
+        y = self.start[None]  # [1, c, h, w]
+        whole = seen.mask.expand(self.original.size, -1)[None, None].float()
+        mask = (1 - nnf.max_pool2d(1 - whole, self.original.size // y.shape[-1]))[0, 0] == 1
+        return Known(Seen(mask), torch.where(mask, y, 0), self.noise)
 
     @property
     def guess(self) -> Tensor:
         """[C, H, W]: the picture of least norm that agrees with what is known."""
-        return self.known.operator.back(self.known.y)[0]
+        return self.pictured.operator.back(self.pictured.y)[0]
+
+    @cached_property
+    def start(self) -> Tensor:
+        """[C, H, W]: the guess, as it is diffused."""
+        here = next((one.device for one in self.codec.buffers()), self.guess.device)
+        with torch.no_grad():
+            return self.codec.encode(self.guess[None].to(here))[0].cpu()
+
+    def finished(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, C, H, W] that agree with what is known, decoded latents too."""
+        if self.codec.bounded or self.noise:
+            return pictures
+        return self.pictured.to(pictures).agree(pictures)
 
     def walk(self, question: Question, schedule: Schedule, sampler: Sampler, x: Tensor, noise: Noise) -> Iterator[State]:
         """The bound states from x [B, C, H, W] at the first time of the sampler's grid."""
         for state in self.method.walk(self.known, question, schedule, sampler, x, noise):
-            if state.t == 0 and self.noise == 0:
+            if state.t == 0 and self.noise == 0 and self.codec.bounded:
                 x = in_range(self.known.to(x), state.x)
                 state = State(state.step, state.t, x, x)
             yield state

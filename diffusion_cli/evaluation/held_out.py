@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from diffusion_cli.assembly import Stages
 from diffusion_cli.data import Pictures
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.devices import Compute
 from diffusion_cli.evaluation.denoising import LEVELS, errors_by_level
 from diffusion_cli.evaluation.likelihood import of_bound, of_flow
 from diffusion_cli.evaluation.rows import Make
+from diffusion_cli.objectives.captions import told_of
 from diffusion_cli.objectives.denoising import gather
 from diffusion_cli.randomness import Source, word_of
 from diffusion_cli.samplers import Denoise
@@ -22,10 +24,12 @@ NAMES = ("x0_mse", *(f"x0_mse_by_log_snr/{level:+.0f}" for level in LEVELS), "bi
 Measure = Callable[[Denoise, Schedule, Tensor, Source], Mapping[str, Tensor]]  # images uint8 [B, C, H, W] -> figures [B]
 
 
-def rows_of_pictures(denoiser: Denoiser, pictures: Pictures, told: bool, settings: Evaluate, compute: Compute) -> Make:
-    """told: whether the network is told the pictures' own labels."""
+def rows_of_pictures(
+    denoiser: Denoiser, stages: Stages, pictures: Pictures, told: bool, settings: Evaluate, compute: Compute
+) -> Make:
+    """told: whether the network is told the pictures' own labels; their captions, where stages has an encoder of them."""
     measures: dict[str, Measure] = {
-        "denoising": errors_by_level,
+        "denoising": lambda ask, schedule, images, source: errors_by_level(ask, schedule, images, source, stages.codec),
         "bound": lambda ask, schedule, images, source: {
             "bits_per_dim_bound": of_bound(ask, schedule, images, source, settings.levels)
         },
@@ -37,8 +41,9 @@ def rows_of_pictures(denoiser: Denoiser, pictures: Pictures, told: bool, setting
 
     def make(ids: Tensor) -> dict[str, Tensor]:
         images = gather(pictures, ids).to(compute.device)  # [B, C, H, W]
-        labels = pictures.labels[ids].to(compute.device) if told and pictures.labels is not None else None
-        ask: Denoise = lambda x, t: denoiser(x, t, labels)  # noqa: E731
+        about = told_of(pictures, ids, stages.texts, told)
+        about = None if about is None else about.to(compute.device)
+        ask: Denoise = lambda x, t: denoiser(x, t, about)  # noqa: E731
         source = Source(word_of(settings.seed, "evaluate"), ids.to(compute.device))
         with compute.precision(), torch.no_grad():
             found = [measure(ask, denoiser.schedule, images, source) for measure in wanted]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffusion_cli.codecs import Codec
 from diffusion_cli.data.pixels import to_float
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.randomness import Source
@@ -26,6 +27,7 @@ class Middle:
     """middle: the module whose output is looked at, one of the denoiser's network; mean [D]: what is taken off."""
 
     denoiser: Denoiser
+    codec: Codec
     middle: nn.Module
     mean: Tensor | None = None
 
@@ -35,7 +37,7 @@ class Middle:
         found: list[Tensor] = []
         handle = self.middle.register_forward_hook(lambda module, given, output: found.append(output))
         try:
-            _ask(self.denoiser, images)
+            _ask(self.denoiser, self.codec, images)
         finally:
             handle.remove()
         f = pooled(found[-1]).double()  # [B, D]
@@ -45,7 +47,7 @@ class Middle:
         return f / f.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def middle_of(denoiser: Denoiser, images: Tensor) -> nn.Module | None:
+def middle_of(denoiser: Denoiser, codec: Codec, images: Tensor) -> nn.Module | None:
     """The block called halfway through the network: of the parts that are made of parts and give a map [B, c, h, w] or tokens
     [B, n, c], or of all parts where none is made of parts; None for a network without any."""
     calls: list[nn.Module] = []
@@ -56,7 +58,7 @@ def middle_of(denoiser: Denoiser, images: Tensor) -> nn.Module | None:
     ]
     try:
         with torch.no_grad():
-            _ask(denoiser, images)
+            _ask(denoiser, codec, images)
     finally:
         for handle in handles:
             handle.remove()
@@ -73,9 +75,9 @@ def pooled(output: Tensor) -> Tensor:
     return output.float().mean((2, 3) if output.ndim == 4 else 1)
 
 
-def _ask(denoiser: Denoiser, images: Tensor) -> None:
+def _ask(denoiser: Denoiser, codec: Codec, images: Tensor) -> None:
     device = next(denoiser.parameters()).device
-    x0 = to_float(images.to(device))  # [B, C, H, W]
+    x0 = codec.encode(to_float(images.to(device)))  # [B, C, H, W]
     schedule = denoiser.schedule
     t = schedule.t_of_log_snr(torch.full((len(x0),), LOG_SNR, device=device))  # [B]
     noise = schedule.noise(Source(0, torch.zeros(1, dtype=torch.long, device=device)), "features", x0.shape[1:])

@@ -21,6 +21,7 @@ from diffusion_cli.evaluation.rows import Make
 from diffusion_cli.evaluation.samples import Look, Samples, directions, rows_of_samples, shares_of
 from diffusion_cli.evaluation.words import ENOUGH, OF_PICTURES, OF_SAMPLES
 from diffusion_cli.features import Extractor, Features
+from diffusion_cli.objectives.captions import captions
 from diffusion_cli.options import option_of
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
@@ -29,6 +30,7 @@ from diffusion_cli.sampling.maker import maker_of
 from diffusion_cli.schedules import Mix
 from diffusion_cli.settings import Evaluate, Measurement
 from diffusion_cli.signals import StopRequest
+from diffusion_cli.stages import stages_of
 
 HELD_OUT, SAMPLES = 512, 10_000  # n=null: pictures of the data set, samples
 
@@ -51,6 +53,9 @@ class Part:
 def of_pictures(found: Trained, dataset: Dataset, settings: Evaluate, compute: Compute) -> Part:
     """Raises UserError for what cannot be measured."""
     denoiser = load_denoiser(found, settings.weights, settings.trust).to(compute.device)
+    stages = stages_of(found, settings.trust).to(compute.device)
+    if not stages.codec.bounded and {"bits", "bound"} & set(settings.metrics):
+        raise ConfigError("metrics: bits and bound are of pixels, and this network works in latents: ask for [denoising]")
     if isinstance(denoiser.schedule, Mix) and {"bits", "bound"} & set(settings.metrics):
         raise ConfigError(
             "metrics: bits and bound need Gaussian noise, and schedule=mix is uniform: ask for metrics=[denoising]"
@@ -60,7 +65,7 @@ def of_pictures(found: Trained, dataset: Dataset, settings: Evaluate, compute: C
     say(f"{count:,} pictures of the {split} split")
     facts = {"n": count, "split": split, "levels": settings.levels, "tolerance": settings.tolerance}
     asked = {**facts, "metrics": [word for word in settings.metrics if word in OF_PICTURES], "data": pictures.fingerprint}
-    make = rows_of_pictures(denoiser, pictures, bool(found.config["facts"]["taught"]), settings, compute)
+    make = rows_of_pictures(denoiser, stages, pictures, bool(found.config["facts"]["taught"]), settings, compute)
 
     def conclude(table: Mapping[str, Tensor], stop: StopRequest) -> tuple[dict[str, Figure], dict[str, Any]]:
         return {name: figures.over_pictures(table[name]) for name in NAMES if name in table}, facts
@@ -76,16 +81,21 @@ def of_samples(found: Trained, dataset: Dataset, wanted: Measurement, metrics: l
     maker = maker_of(wanted.request(), found, compute)
     pictures, split = _loaded(dataset, settings.split or "train")
     shares = None
-    if maker.classes is not None:
+    if facts["taught"]:
         shares = shares_of(pictures if split == "train" else _loaded(dataset, "train")[0])
     check_labels(metrics, shares is not None, look.extractor, facts["classes"])
     warn(metrics, n)
     times = f", {settings.repeats} times" if settings.repeats > 1 else ""
     say(f"{n:,} samples{times} in {maker.sampler.steps} steps beside the {len(pictures):,} pictures of the {split} split")
-    samples = Samples(maker.denoiser, maker.sampler, maker.guidance, maker.helper, shares, settings.seed, compute)
+    stages = stages_of(found, settings.trust).to(compute.device)
+    texts = captions(pictures) if stages.texts is not None else ()
+    samples = Samples(
+        maker.denoiser, stages, maker.sampler, maker.guidance, maker.helper, shares, texts, settings.seed, compute
+    )
     asked = {"n": n, "repeats": settings.repeats, "features": named(look.extractor, wanted.features)}
     asked |= {key: maker.asked[key] for key in ("sampler", "guidance", "guidance_checkpoint")}
     asked["labels"] = None if shares is None else "drawn from the training pictures"
+    asked |= {"captions": "drawn from those of the pictures"} if texts else {}
 
     def conclude(table: Mapping[str, Tensor], stop: StopRequest) -> tuple[dict[str, Figure], dict[str, Any]]:
         reference = reference_of(pictures, split, look, settings.batch, compute.device, stop)

@@ -7,7 +7,6 @@ made anew.
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from diffusion_cli.evaluation.rows import made
 from diffusion_cli.evaluation.samples import Look
 from diffusion_cli.features import Extractor
 from diffusion_cli.objectives.denoising import gather
-from diffusion_cli.runs import say
+from diffusion_cli.runs import cache_home, say
 from diffusion_cli.signals import StopRequest
 
 FORMAT = 1
@@ -45,10 +44,6 @@ class Reference:
         return {"split": self.split, "count": self.count, "fingerprint": self.fingerprint}
 
 
-def cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-cli" / "references"
-
-
 def reference_of(pictures: Pictures, split: str, look: Look, batch: int, device: torch.device, stop: StopRequest) -> Reference:
     """From the cache, or made now and kept there. Raises Stopped."""
 
@@ -59,7 +54,7 @@ def reference_of(pictures: Pictures, split: str, look: Look, batch: int, device:
 
     cloud = Cloud()
     if look.extractor is not None:
-        folder = cache_home() / f"{look.extractor.name}-{look.extractor.digest}-{pictures.fingerprint}"
+        folder = cache_home() / "references" / f"{look.extractor.name}-{look.extractor.digest}-{pictures.fingerprint}"
         facts = _facts(look.extractor, pictures)
         tensors = _kept(folder, facts)
         if tensors is None:

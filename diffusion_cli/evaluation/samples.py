@@ -1,22 +1,26 @@
-"""Pictures that an evaluation makes for itself: as diffusion-sample makes them, but each label is drawn from the training data.
+"""Pictures that an evaluation makes for itself: as diffusion-sample makes them, but each label is drawn from the training data,
+and each caption from the pictures that the samples are compared with.
 
 Picture i depends on the seed and its number alone, its label too. Repeated draws are further numbers, so they have no picture
 in common.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from diffusion_cli.assembly import Stages
+from diffusion_cli.conditioning import trimmed
 from diffusion_cli.data import Pictures
 from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.devices import Compute
 from diffusion_cli.features import Extractor
 from diffusion_cli.guidance import Guidance
+from diffusion_cli.objectives.captions import encoded
 from diffusion_cli.randomness import Source
 from diffusion_cli.samplers import Sampler, last
 from diffusion_cli.walking import walk
@@ -26,13 +30,16 @@ DIRECTIONS = 256  # of the sliced Wasserstein distance
 
 @dataclass(frozen=True)
 class Samples:
-    """shares [K] float64: of each label among the training pictures, cumulated; None where the model is told nothing."""
+    """shares [K] float64: of each label among the training pictures, cumulated; None where the model is told none. captions:
+    of the pictures that stages.texts reads; none where it reads nothing."""
 
     denoiser: Denoiser
+    stages: Stages
     sampler: Sampler
     guidance: Guidance
     helper: nn.Module | None
     shares: Tensor | None
+    captions: Sequence[str]
     seed: int
     compute: Compute
 
@@ -43,12 +50,22 @@ class Samples:
         drawn = Source(self.seed, ids.cpu()).uniform("label of an evaluation").double()
         return torch.searchsorted(self.shares, drawn, right=True).clamp(max=len(self.shares) - 1)
 
+    def prompts(self, ids: Tensor) -> list[str]:
+        """B captions for pictures of these numbers."""
+        drawn = Source(self.seed, ids.cpu()).uniform("caption of an evaluation").double() * len(self.captions)
+        return [self.captions[int(k)] for k in drawn]
+
+    def told(self, ids: Tensor) -> Tensor | None:
+        if self.stages.texts is None or not self.captions:
+            return self.labels(ids)
+        return trimmed(encoded(self.stages.texts, self.prompts(ids)))
+
     def pixels(self, ids: Tensor) -> Tensor:
         """uint8 [B, C, H, W] on the device."""
         source = Source(self.seed, ids.to(self.compute.device))
         with torch.inference_mode(), self.compute.precision():
-            states = walk(self.denoiser, self.sampler, source, self.labels(ids), self.guidance, helper=self.helper)
-            return to_uint8(last(states).x)
+            states = walk(self.denoiser, self.sampler, source, self.told(ids), self.guidance, helper=self.helper)
+            return to_uint8(self.stages.codec.decode(last(states).x))
 
 
 def shares_of(pictures: Pictures) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_cli.assembly import Facts
+from diffusion_cli.assembly import Facts, Stages
 from diffusion_cli.build import build
 from diffusion_cli.data import Pictures
 from diffusion_cli.devices import Compute
@@ -20,7 +20,7 @@ from diffusion_cli.evaluation.samples import Look, Samples, rows_of_samples, sha
 from diffusion_cli.evaluation.words import name_of
 from diffusion_cli.guidance import Guidance
 from diffusion_cli.objectives import Denoising
-from diffusion_cli.samplers import Sampler
+from diffusion_cli.objectives.captions import captions
 from diffusion_cli.settings import Plan
 from diffusion_cli.signals import StopRequest, listening
 
@@ -33,9 +33,9 @@ class Watch:
     n: int
     look: Look
     reference: Reference
-    sampler: Sampler
     guidance: Guidance
     shares: Tensor | None
+    captions: Sequence[str]
     seed: int
     batch: int
     compute: Compute
@@ -46,7 +46,18 @@ class Watch:
 
     def __call__(self, objective: Denoising, stop: StopRequest) -> dict[str, float] | None:
         """By name; None after a signal."""
-        samples = Samples(objective.denoiser, self.sampler, self.guidance, None, self.shares, self.seed, self.compute)
+        stages = Stages(objective.codec, objective.texts)
+        samples = Samples(
+            objective.denoiser,
+            stages,
+            objective.sampler,
+            self.guidance,
+            None,
+            self.shares,
+            self.captions,
+            self.seed,
+            self.compute,
+        )
         try:
             table = made(lambda ids: rows_of_samples(samples, self.look, ids), 0, self.n, self.batch, stop, lambda count: None)
         except Stopped:
@@ -70,16 +81,15 @@ def watch_of(plan: Plan, pictures: Pictures, facts: Facts, compute: Compute) -> 
     warn(settings.metrics, settings.metrics_n)
     with listening() as stop:
         reference = reference_of(pictures, "train", look, settings.batch, torch.device(compute.device), stop)
-    sampler = build(parts["sampler"], Sampler, "sampler", trust=trust)
     guidance = build(parts["guidance"], Guidance, "guidance", trust=trust)
     return Watch(
         settings.metrics,
         settings.metrics_n,
         look,
         reference,
-        sampler,
         guidance,
         shares,
+        captions(pictures) if "texts" in facts else (),
         plan.root.seed,
         settings.batch,
         compute,

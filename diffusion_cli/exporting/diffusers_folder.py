@@ -19,7 +19,7 @@ from diffusion_cli.exporting.diffusers_schedulers import Peer
 from diffusion_cli.exporting.parcel import Model, Parcel
 from diffusion_cli.pretrained.files import FACTS
 from diffusion_cli.samplers import Sampler
-from diffusion_cli.sampling.labels import classes_of
+from diffusion_cli.sampling.telling import classes_of
 from diffusion_cli.vision import mend_torchvision
 
 NO_LABEL = "none"  # the word for the null label

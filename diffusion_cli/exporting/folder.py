@@ -4,25 +4,20 @@ Both hold the config in full, but no path of the machine where it was trained: o
 """
 
 import json
-import re
-from collections.abc import Mapping
-from typing import Any
 
 import safetensors.torch
 
-from diffusion_cli import checkpoint
+from diffusion_cli.alone import GROUPS, alone, portable
 from diffusion_cli.exporting.parcel import Model, Parcel
-
-_GROUP = {"ema": "average", "raw": "weights"}
+from diffusion_cli.stages import FOLDER
 
 
 def folder(model: Model) -> Parcel:
     """The weights that were asked for, without optimizer and trainer: no run goes on from it."""
     found, weights = model.found, model.settings.weights
-    group = _GROUP[weights]
-    own = {name: value for name, value in found.tensors(group).items() if name.startswith("denoiser.")}
-    state = {key: found.state[key] for key in ("step", "images", "seconds") if key in found.state}
-    files = checkpoint.packed(found.step, {group: own}, {**found.config, "config": portable(model.node)}, state)
+    group, files = GROUPS[weights], alone(found, "denoiser", weights)
+    for path in sorted((found.run / FOLDER).glob("*/*")):  # the autoencoder and the text encoder that it stands on
+        files[path.relative_to(found.run).as_posix()] = path.read_bytes()
     words = " ".join(filter(None, ["weights=raw" if weights == "raw" else "", f"'{model.trust}'" if model.trust else ""]))
     more = f" {words}" if words else ""
     guided = f"\ndiffusion-sample ckpt=. n=16 label=all guidance=2 out=guided{more}" if model.facts["taught"] else ""
@@ -68,18 +63,3 @@ denoiser.network.load_state_dict(weights)
 
 def _trusted(model: Model) -> str:
     return f", {model.settings.trust!r}" if model.settings.trust else ""
-
-
-def portable(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The same config without the folders of this machine: /home/me/pictures becomes pictures."""
-    return {key: _without_folders(value) for key, value in node.items()}
-
-
-def _without_folders(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return portable(value)
-    if isinstance(value, list):
-        return [_without_folders(one) for one in value]
-    if isinstance(value, str) and re.match(r"[/~\\]|[A-Za-z]:[/\\]", value):
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-    return value

@@ -41,7 +41,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Parcel:
-    """files: by name, a name with at most one folder in it. use: Markdown, how to load them. library: what loads them, in the
+    """files: by name. use: Markdown, how to load them. library: what loads them, in the
     hub's words. limits: what does not hold of the model in this form."""
 
     files: dict[str, bytes]

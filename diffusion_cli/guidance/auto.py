@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from diffusion_cli.denoiser import Denoiser
+from diffusion_cli.denoiser import Condition, Denoiser
 from diffusion_cli.guidance.guidance import Guided, Helper, Scaled, chosen
 from diffusion_cli.ranges import PositiveInt
 from diffusion_cli.schedules import Schedule, over_pictures
@@ -38,17 +38,18 @@ class Auto(Scaled):
     def helper(self) -> Helper:
         return Helper(Denoiser, self.ckpt, self.step, self.weights)
 
-    def guide(self, denoiser: Denoiser, cond: Tensor | None, helper: nn.Module | None = None) -> Guided:
+    def guide(self, denoiser: Denoiser, cond: Condition | None, helper: nn.Module | None = None) -> Guided:
         assert isinstance(helper, Denoiser)
-        worse, told = helper, cond if helper.network.num_classes else None
+        worse, told = helper, None if cond is None else cond.told
+        told_worse = told if helper.network.told else None
 
         def ask(x: Tensor, t: Tensor, hint: Tensor | None = None) -> Tensor:
-            x0 = denoiser(x, t, cond, hint)
+            x0 = denoiser(x, t, told, hint)
             active = self.active(denoiser.schedule, t)
             if not active.any():
                 return x0
             z, s = carried(x, t, denoiser.schedule, worse.schedule)
-            foreseen = worse(z, s, told, hint)
+            foreseen = worse(z, s, told_worse, hint)
             return chosen(active, foreseen + self.scale * (x0 - foreseen), x0)
 
         return ask

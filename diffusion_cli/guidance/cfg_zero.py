@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from diffusion_cli.denoiser import Denoiser
+from diffusion_cli.denoiser import Condition, Denoiser
 from diffusion_cli.guidance.apg import dot
 from diffusion_cli.guidance.cfg import LabelFree, Rule
 from diffusion_cli.guidance.guidance import Guided, chosen
@@ -34,7 +34,7 @@ class CFGZero(LabelFree):
 
     zero_init: Fraction = 0.04
 
-    def guide(self, denoiser: Denoiser, cond: Tensor | None, helper: nn.Module | None = None) -> Guided:
+    def guide(self, denoiser: Denoiser, cond: Condition | None, helper: nn.Module | None = None) -> Guided:
         guided, schedule = super().guide(denoiser, cond, helper), denoiser.schedule
 
         def ask(x: Tensor, t: Tensor, hint: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diffusion_cli.denoiser import Denoiser
+from diffusion_cli.denoiser import Condition, Denoiser
 from diffusion_cli.guidance.guidance import Guided, Helper, Scaled, chosen
 from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.ranges import NonNegativeFloat, PositiveInt
@@ -39,10 +39,10 @@ class ByClassifier(Scaled):
     def helper(self) -> Helper:
         return Helper(NoisyClassifier, self.ckpt, self.step, self.weights)
 
-    def guide(self, denoiser: Denoiser, cond: Tensor | None, helper: nn.Module | None = None) -> Guided:
+    def guide(self, denoiser: Denoiser, cond: Condition | None, helper: nn.Module | None = None) -> Guided:
         assert cond is not None and helper is not None
-        schedule, classifier, labels = denoiser.schedule, helper, cond
-        told = cond if denoiser.network.num_classes else None
+        schedule, classifier, labels = denoiser.schedule, helper, cond.told
+        told = labels if denoiser.network.told else None
 
         def ask(x: Tensor, t: Tensor, hint: Tensor | None = None) -> Tensor:
             x0 = denoiser(x, t, told, hint)

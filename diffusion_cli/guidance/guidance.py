@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diffusion_cli.denoiser import Denoiser
+from diffusion_cli.denoiser import Condition, Denoiser
 from diffusion_cli.ranges import NonNegativeFloat, PositiveFloat
 from diffusion_cli.schedules import Schedule, over_pictures
 
@@ -32,6 +32,8 @@ class Helper:
 
 
 class Guidance(ABC):
+    leads_away = False  # does it ask what the network says of the untold condition?
+
     def helper(self) -> Helper | None:
         """The second model that `guide` needs, if any."""
         return None
@@ -41,16 +43,17 @@ class Guidance(ABC):
         return
 
     @abstractmethod
-    def guide(self, denoiser: Denoiser, cond: Tensor | None, helper: nn.Module | None = None) -> Guided:
-        """The question for the pictures of one walk. cond: their labels [B], or None; helper: the model that it named."""
+    def guide(self, denoiser: Denoiser, cond: Condition | None, helper: nn.Module | None = None) -> Guided:
+        """The question for the pictures of one walk. cond: what they are told, or None; helper: the model that it named."""
 
 
 @dataclass(frozen=True)
 class Unguided(Guidance):
     """What the network says of itself."""
 
-    def guide(self, denoiser: Denoiser, cond: Tensor | None, helper: nn.Module | None = None) -> Guided:
-        return lambda x, t, hint: denoiser(x, t, cond, hint)
+    def guide(self, denoiser: Denoiser, cond: Condition | None, helper: nn.Module | None = None) -> Guided:
+        told = None if cond is None else cond.told
+        return lambda x, t, hint: denoiser(x, t, told, hint)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from diffusion_cli.models.diffusers_text import AuraFlow as AuraFlow
 from diffusion_cli.models.diffusers_text import UNet2DCondition as UNet2DCondition
 from diffusion_cli.models.diffusers_unet import UNet2D as UNet2D
 from diffusion_cli.models.dit import DiT as DiT
+from diffusion_cli.models.mmdit import MMDiT as MMDiT
 from diffusion_cli.models.network import Network as Network
 from diffusion_cli.models.unet import UNet as UNet
 from diffusion_cli.models.unet_basic import UNetBasic as UNetBasic

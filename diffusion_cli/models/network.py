@@ -23,14 +23,14 @@ class Network(nn.Module, ABC):
     """Base of all networks. channels, image_size: of the pictures (or latents); num_classes: 0 means unconditional.
 
     hint_channels: further channels of x with the previous answer; 0, or as many as the picture has. text_width: of the tokens
-    that it reads; 0: none, and then cond is labels or None.
+    that it reads; 0: none, and then cond is labels or None. One that reads tokens is not told labels: num_classes is 0 then.
     """
 
     def __init__(self, channels: int, image_size: int, num_classes: int, hint_channels: int = 0, text_width: int = 0):
         super().__init__()
         self.channels = channels
         self.image_size = image_size
-        self.num_classes = num_classes
+        self.num_classes = 0 if text_width else num_classes
         self.hint_channels = hint_channels
         self.text_width = text_width
 

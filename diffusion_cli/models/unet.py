@@ -4,10 +4,14 @@
     attention:  x <- x + out(softmax(q k^T / sqrt(d)) v),  q, k, v linear in norm(x), over all pixels of a level
     emb:        embedding(time) + table[label]
 
+    with texts: each attention is followed by x <- x + read(norm(x), tokens), and emb has + pooled(tokens)     (texts.py)
+
 Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B. The structure is that of diffusers' UNet2DModel, so
 that weights go there and back by renaming alone; options that differ between its checkpoints are options here. The
 initialisation is DDPM's: Glorot-uniform weights, zero biases, and zero for the last convolution of every residual branch
-and of the network, so that a fresh block is the identity and a fresh network answers 0.
+and of the network, so that a fresh block is the identity and a fresh network answers 0. With texts it is the U-Net of Rombach
+et al. 2022 (appendix E.2.1) without the linear layers between its residual blocks: zero again, so that the weights of a
+network without texts make the same network, which then learns to read.
 """
 
 from typing import Literal
@@ -17,6 +21,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from diffusion_cli.models.network import Network, check_halvings
+from diffusion_cli.models.texts import CrossAttention, Text, TextEmbedding
 from diffusion_cli.models.time_embedding import TimeEmbedding
 from diffusion_cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Rate
 
@@ -62,16 +67,31 @@ class SelfAttention(nn.Module):
         return x + read.transpose(1, 2).unflatten(2, x.shape[2:])  # [B, C, H, W]
 
 
-class Block(nn.Module):
-    """A residual block, and attention after it where the level has it."""
+class TextAttention(nn.Module):
+    """[B, C, H, W] to the same: every pixel reads every token of a text."""
 
-    def __init__(self, residual: ResidualBlock, attention: SelfAttention | None):
+    def __init__(self, width: int, heads: int, groups: int, eps: float, text_width: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width, eps)
+        self.read = CrossAttention(width, heads, text_width)
+
+    def forward(self, x: Tensor, text: Text) -> Tensor:
+        pixels = self.norm(x).flatten(2).transpose(1, 2)  # [B, N, C]
+        return x + self.read(pixels, text).transpose(1, 2).unflatten(2, x.shape[2:])  # [B, C, H, W]
+
+
+class Block(nn.Module):
+    """A residual block, and after it, where the level has it, attention to all pixels and to a text."""
+
+    def __init__(self, residual: ResidualBlock, attention: SelfAttention | None, reading: TextAttention | None = None):
         super().__init__()
         self.residual = residual
         self.attention = attention if attention is not None else nn.Identity()
+        self.reading = reading
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.attention(self.residual(x, emb))  # [B, c_out, H, W]
+    def forward(self, x: Tensor, emb: Tensor, text: Text | None = None) -> Tensor:
+        h = self.attention(self.residual(x, emb))  # [B, c_out, H, W]
+        return h if self.reading is None else self.reading(h, text)  # [B, c_out, H, W]
 
 
 class Downsample(nn.Module):
@@ -120,6 +140,7 @@ class UNet(Network):
         image_size: PositiveInt,
         num_classes: NonNegativeInt,
         hint_channels: NonNegativeInt = 0,
+        text_width: NonNegativeInt = 0,
         width: PositiveInt = 128,
         multipliers: tuple[PositiveInt, ...] = (1, 2, 2, 2),
         blocks: PositiveInt = 2,
@@ -132,16 +153,20 @@ class UNet(Network):
         time_shift: Literal[0, 1] = 1,
         downsample_padding: Literal["end", "both"] = "end",
     ):
-        super().__init__(channels, image_size, num_classes, hint_channels)
+        super().__init__(channels, image_size, num_classes, hint_channels, text_width)
         _check(image_size, width, multipliers, attention_levels, head_width, groups)
         emb_width = 4 * width
         self.time_embedding = TimeEmbedding(width, emb_width, time_order, time_shift)
         self.class_embedding = self.class_table(emb_width)
+        self.text_embedding = TextEmbedding(text_width, emb_width) if text_width else None
 
         def block(c_in: int, c_out: int, attend: bool) -> Block:
             residual = ResidualBlock(c_in, c_out, emb_width, groups, norm_eps, dropout)
             heads = c_out // head_width if head_width else 1
-            return Block(residual, SelfAttention(c_out, heads, groups, norm_eps) if attend else None)
+            if not attend:
+                return Block(residual, None)
+            reading = TextAttention(c_out, heads, groups, norm_eps, text_width) if text_width else None
+            return Block(residual, SelfAttention(c_out, heads, groups, norm_eps), reading)
 
         self.conv_in = nn.Conv2d(channels + hint_channels, width, 3, padding=1)
         here, skips = width, [width]  # channels now, and of every map that is kept for the way up
@@ -173,8 +198,11 @@ class UNet(Network):
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
         emb = self.time_embedding(time)  # [B, E]
-        labels = self.labels(x, cond)
-        if labels is not None:
+        text = None
+        if self.text_embedding is not None:
+            text, pooled = self.text_embedding(cond)
+            emb = emb + pooled  # [B, E]
+        elif (labels := self.labels(x, cond)) is not None:
             emb = emb + self.class_embedding(labels)  # [B, E]
         emb = nnf.silu(emb)  # [B, E]: once, for all blocks
 
@@ -182,16 +210,16 @@ class UNet(Network):
         skips = [h]
         for level in self.down:
             for block in level.blocks:
-                h = block(h, emb)  # [B, c, h, w]
+                h = block(h, emb, text)  # [B, c, h, w]
                 skips.append(h)
             if level.resize is not None:
                 h = level.resize(h)  # [B, c, h/2, w/2]
                 skips.append(h)
         for block in self.mid:
-            h = block(h, emb)  # [B, c, h, w]
+            h = block(h, emb, text)  # [B, c, h, w]
         for level in self.up:
             for block in level.blocks:
-                h = block(torch.cat([h, skips.pop()], dim=1), emb)  # [B, c, h, w]
+                h = block(torch.cat([h, skips.pop()], dim=1), emb, text)  # [B, c, h, w]
             if level.resize is not None:
                 h = level.resize(h)  # [B, c, 2h, 2w]
         return self.conv_out(nnf.silu(self.norm_out(h)))  # [B, C, H, W]
@@ -200,13 +228,16 @@ class UNet(Network):
         for part in self.modules():
             if isinstance(part, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(part.weight)
-                nn.init.zeros_(part.bias)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
         for part in self.modules():
             if isinstance(part, ResidualBlock):
                 nn.init.zeros_(part.conv2.weight)
-            if isinstance(part, SelfAttention):
+            if isinstance(part, SelfAttention | CrossAttention):
                 nn.init.zeros_(part.out.weight)
         nn.init.zeros_(self.conv_out.weight)
+        if self.text_embedding is not None:
+            nn.init.zeros_(self.text_embedding.pooled.weight)
 
 
 def _check(

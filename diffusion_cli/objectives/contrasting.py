@@ -21,9 +21,9 @@ from diffusion_cli import drawing
 from diffusion_cli.conditioning.tokenizer import SMALLEST, Tokenizer
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.data.pixels import to_float
-from diffusion_cli.errors import DataError
 from diffusion_cli.evaluation.retrieval import cosines, retrieval
 from diffusion_cli.models import Clip
+from diffusion_cli.objectives.captions import captions
 from diffusion_cli.objectives.denoising import gather
 from diffusion_cli.objectives.objective import Objective, Tally
 from diffusion_cli.randomness import Source
@@ -148,16 +148,6 @@ def info_nce(logits: Tensor, same: Tensor) -> Tensor:
     logits = logits.masked_fill(other, -torch.inf)
     target = torch.arange(len(same), device=same.device)
     return (nnf.cross_entropy(logits, target, reduction="none") + nnf.cross_entropy(logits.T, target, reduction="none")) / 2
-
-
-def captions(pictures: Pictures) -> tuple[str, ...]:
-    """The captions of the pictures. DataError: the set has none."""
-    if pictures.texts is None:
-        raise DataError(
-            "these pictures have no captions, and this objective learns from them: a parquet set needs a column of texts "
-            "(dataset.text=NAME), a folder a metadata.csv with file_name and text"
-        )
-    return pictures.texts
 
 
 def _frame(picture: Tensor) -> None:

@@ -1,17 +1,21 @@
 """Training a denoiser: noise a picture to a random time, ask the network, compare with what it should have said.
 
-Labels of a share of the pictures are hidden, as classifier-free guidance needs (Ho and Salimans 2022, algorithm 1). With
+What is diffused is x0 = encode(picture), the picture itself or its latents. The network is told its label or its caption; of a
+share of the pictures it is not, as classifier-free guidance needs (Ho and Salimans 2022, algorithm 1). With
 self-conditioning (Chen et al. 2022, "Analog bits", section 3.2) a share of the pictures is first foreseen without a hint,
 and this x0, taken as given, is the hint of the question that is trained; the other pictures have none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
 from diffusion_cli import drawing
+from diffusion_cli.codecs import Codec, Pixels
+from diffusion_cli.conditioning import Conditioner
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.data.streaming import mended
@@ -19,21 +23,26 @@ from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.evaluation.denoising import errors_by_level
 from diffusion_cli.guidance import Guidance, Unguided
 from diffusion_cli.losses import Loss
+from diffusion_cli.objectives.captions import Captions, captions, told_of
+from diffusion_cli.objectives.kept import kept
 from diffusion_cli.objectives.noise_levels import BIN_NAMES, by_noise
-from diffusion_cli.objectives.objective import Objective, Tally
+from diffusion_cli.objectives.objective import Aside, Objective, Tally
 from diffusion_cli.randomness import Source
 from diffusion_cli.ranges import Fraction
 from diffusion_cli.samplers import Sampler, State
 from diffusion_cli.schedules import Schedule, over_pictures
-from diffusion_cli.walking import walk
+from diffusion_cli.walking import pictured, walk
+
+SAMPLES = 4  # of a caption, in a preview
 
 
 class Denoising(Objective):
     """A denoiser with its loss, and the sampler and guidance that preview it.
 
-    taught: the labels that the network is told, none if it is not; previews: pictures in a preview. label_dropout: the share of
-    pictures with the null label, each on its own; self_conditioning: the share of pictures with a hint, each on its own.
-    ValueError: a guidance of previews that this network cannot have, or a share of hints for a network that takes none.
+    taught: the labels that the network is told, none if it is not; previews: pictures in a preview; codec, texts: the frozen
+    parts that it stands on. label_dropout: the share of pictures with the null label or caption, each on its own;
+    self_conditioning: the share of pictures with a hint, each on its own; cache: latents and tokens of all pictures are made
+    once (kept.py). ValueError: a guidance of previews that this network cannot have.
     """
 
     def __init__(
@@ -44,8 +53,11 @@ class Denoising(Objective):
         taught: list[int],
         previews: int,
         guidance: Guidance = Unguided(),  # noqa: B008 (frozen)
+        codec: Codec = Pixels(),  # noqa: B008 (has no state)
+        texts: Conditioner | None = None,
         label_dropout: Fraction = 0.1,
         self_conditioning: Fraction = 0.0,
+        cache: bool = True,
     ):
         super().__init__()
         if guidance.helper() is not None:
@@ -53,53 +65,100 @@ class Denoising(Objective):
         guidance.check(denoiser, label_dropout > 0)
         self.denoiser = denoiser
         self.criterion = loss
-        self.sampler = sampler
+        self.sampler = replace(sampler, clip=sampler.clip and codec.bounded)
         self.taught = taught
         self.previews = previews
         self.guidance = guidance
         self.label_dropout = label_dropout
         self.self_conditioning = self_conditioning
+        self.cache = cache
+        self._codec, self._texts = Aside(codec), Aside(texts)
+        self._latents: Callable[[Tensor, Tensor | None], Tensor] | None = None  # (ids, mirrored) [B] each
+        self._captions: Captions | None = None
+        if texts is not None and not denoiser.null.is_meta:
+            denoiser.null.copy_(texts.null())
+
+    @property
+    def codec(self) -> Codec:
+        return self._codec.module
+
+    @property
+    def texts(self) -> Conditioner | None:
+        return self._texts.module
+
+    @property
+    def example(self) -> str:  # type: ignore[override]
+        if self.texts is None:
+            return super().example
+        return "diffusion-sample ckpt={run} prompt='...' guidance=cfg n=16 seed=1"
 
     @property
     def network(self) -> nn.Module:
         return self.denoiser.network
 
+    def meet(self, pictures: Pictures, device: torch.device) -> None:
+        self.codec.to(device)
+        if self.texts is not None:
+            self._captions = Captions(pictures, self.texts.to(device), self.cache, device)
+        if self.cache and self.codec.digest:
+            key, count = (self.codec.digest, pictures.fingerprint), len(pictures)
+            shape = (2 * count, *self.codec.shape(*pictures.images.shape[1:3]))
+
+            def make(ids: Tensor) -> Tensor:
+                x = to_float(gather(pictures, ids % count)).to(device)  # [B, C, H, W]
+                return self.encode(torch.where((ids >= count)[:, None, None, None], x.flip(-1), x))
+
+            rows = kept("latents", key, shape, make, device)
+            self._latents = lambda ids, mirrored: rows(ids if mirrored is None else ids + mirrored * count)
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """[B, C, H, W] -> what is diffused, [B, c, h, w]."""
+        return self.codec.encode(pictures)
+
+    def _x0(self, batch: Batch) -> Tensor:
+        """[B, c, h, w]."""
+        return self.encode(batch.x) if self._latents is None else self._latents(batch.ids, batch.mirrored)
+
     def loss(self, batch: Batch, source: Source) -> tuple[Tensor, Mapping[str, Tally]]:
         schedule, prediction = self.denoiser.schedule, self.denoiser.prediction
-        x0 = batch.x  # [B, C, H, W]
+        x0 = self._x0(batch)  # [B, C, H, W]
         t, correction = self.criterion.draw(schedule, source)  # [B], [B]
         noise = schedule.noise(source, "noise", x0.shape[1:])
-        x, labels = schedule.mix(x0, noise, t), self._labels(batch, source)
-        F = self.denoiser.output(x, t, labels, self._hint(x, t, labels, source))
+        x, told = schedule.mix(x0, noise, t), self._told(batch, source)
+        F = self.denoiser.output(x, t, told, self._hint(x, t, told, source))
         loss = self.criterion(F, prediction.target(x0, noise, t), t, correction, prediction)  # [B]
         return loss, {"loss_by_noise": by_noise(t, loss.detach())}
 
     def figure_names(self, tally: str) -> list[str]:
         return BIN_NAMES
 
-    def _labels(self, batch: Batch, source: Source) -> Tensor | None:
+    def _told(self, batch: Batch, source: Source) -> Tensor | None:
+        """Labels [B] or tokens [B, L, D], those of a share of the pictures hidden."""
+        hidden = source.uniform("label_dropout") < self.label_dropout  # [B]
+        if self._captions is not None:
+            tokens = self._captions(batch.ids)  # [B, L, D]
+            return torch.where(hidden[:, None, None], self.denoiser.null[: tokens.shape[1]], tokens)
         if not self.taught or batch.label is None:
             return None
-        dropped = source.uniform("label_dropout") < self.label_dropout
-        return torch.where(dropped, self.denoiser.network.num_classes, batch.label)
+        return torch.where(hidden, self.denoiser.network.num_classes, batch.label)
 
-    def _hint(self, x: Tensor, t: Tensor, labels: Tensor | None, source: Source) -> Tensor | None:
+    def _hint(self, x: Tensor, t: Tensor, told: Tensor | None, source: Source) -> Tensor | None:
         """[B, C, H, W]: the x0 foreseen without a hint, for some of the pictures; 0 for the others."""
         if self.self_conditioning == 0:
             return None
         given = source.uniform("self_conditioning") < self.self_conditioning  # [B]
         with torch.no_grad():
-            foreseen = self.denoiser(x, t, labels)
+            foreseen = self.denoiser(x, t, told)
         # torch before its pull request 165068 (December 2025) would give the question that is trained the weights that were
         # cast here, without gradient.
         torch.clear_autocast_cache()
         return torch.where(given[:, None, None, None], foreseen, 0)
 
-    def preview_labels(self, count: int) -> Tensor | None:
-        """Classes in turn, so that each column of a grid is one."""
-        if not self.taught:
-            return None
-        return torch.tensor(self.taught)[torch.arange(count) % len(self.taught)]
+    def of_pictures(self, pictures: Pictures, ids: Tensor) -> Tensor | None:
+        """What the network is told of these held-out pictures: labels [B], tokens [B, L, D] or nothing."""
+        told = told_of(pictures, ids, self.texts, bool(self.taught))
+        return None if told is None else told.to(next(self.parameters()).device)
 
     @torch.no_grad()
     def preview(self, pictures: Pictures, source: Source) -> Mapping[str, Image]:
@@ -107,28 +166,39 @@ class Denoising(Objective):
         question makes of real pictures under rising noise."""
         count = min(self.previews, len(source.slots))
         source = Source(source.seed, source.slots[:count], source.step)
-        labels = self.preview_labels(count)
-        states = walk(self.denoiser, self.sampler, source, labels, self.guidance)
+        asked, told = self._asked(pictures, count)
+        states = walk(self.denoiser, self.sampler, source, told, self.guidance)
         wanted = set(drawing.evenly(9, self.sampler.steps + 1))
-        kept = [state for state in states if state.step in wanted]
-        samples = drawing.grid(to_uint8(kept[-1].x), columns_for(labels))
-        return {"samples": samples, "steps": trajectory(kept), "denoised": self._denoised(pictures, source)}
+        seen = [state for state in states if state.step in wanted]
+        samples = to_uint8(self.codec.decode(seen[-1].x))
+        drawn = by_caption(samples, asked) if asked else drawing.grid(samples, columns_for(told))
+        steps = trajectory([pictured(state, self.codec, 4) for state in seen])
+        return {"samples": drawn, "steps": steps, "denoised": self._denoised(pictures, source)}
+
+    def _asked(self, pictures: Pictures, count: int) -> tuple[list[str], Tensor | None]:
+        """The captions of `count` samples and what the network is told: of held-out pictures, some samples for each; or
+        classes in turn, so that each column of a grid is one."""
+        if self.texts is not None:
+            ids = torch.arange(count) // SAMPLES % len(pictures)
+            return [captions(pictures)[i] for i in ids.tolist()], self.of_pictures(pictures, ids)
+        return [], torch.tensor(self.taught)[torch.arange(count) % len(self.taught)] if self.taught else None
 
     def _denoised(self, pictures: Pictures, source: Source, columns: int = 10) -> Image:
         schedule, device = self.denoiser.schedule, source.slots.device
         count = min(columns, len(pictures), len(source.slots))
         ids = torch.arange(count)
-        x0 = to_float(gather(pictures, ids)).to(device)  # [columns, C, H, W]
-        label = pictures.labels[ids].to(device) if self.taught and pictures.labels is not None else None
+        picture = to_float(gather(pictures, ids)).to(device)  # [columns, C, H, W]
+        x0, told = self.encode(picture), self.of_pictures(pictures, ids)
         t = torch.linspace(1 / count, 1, count, device=device)
         noise = schedule.noise(Source(source.seed, source.slots[:count]), "denoised", x0.shape[1:])
         x = schedule.mix(x0, noise, t)
-        named = {"picture": x0, "noised": x / over_pictures(spread(schedule, t), x), "foreseen": self.denoiser(x, t, label)}
+        noised = self.codec.decode(x / over_pictures(spread(schedule, t), x))
+        named = {"picture": picture, "noised": noised, "foreseen": self.codec.decode(self.denoiser(x, t, told))}
         return drawing.rows({name: to_uint8(row) for name, row in named.items()}, [f"t={float(level):.2f}" for level in t])
 
     @torch.no_grad()
     def evaluate(self, pictures: Pictures, source: Source, batch: int) -> dict[str, float]:
-        """Mean squared error of the foreseen x0, kept within [-1, 1], at fixed log_snr, and the mean over them as `x0_mse`.
+        """Mean squared error of the foreseen x0 at fixed log_snr, and the mean over them as `x0_mse`.
 
         It compares networks of any schedule, prediction and loss: all see the same pictures, noise and noise levels.
         """
@@ -136,10 +206,11 @@ class Denoising(Objective):
         sums: dict[str, Tensor] = {}
         for first in range(0, count, batch):
             ids = torch.arange(first, min(first + batch, count))
-            label = pictures.labels[ids].to(device) if self.taught and pictures.labels is not None else None
-            ask = lambda x, t, label=label: self.denoiser(x, t, label)  # noqa: E731
+            told = self.of_pictures(pictures, ids)
+            ask = lambda x, t, told=told: self.denoiser(x, t, told)  # noqa: E731
             here = Source(source.seed, source.slots[first : first + len(ids)], source.step)
-            for name, errors in errors_by_level(ask, self.denoiser.schedule, gather(pictures, ids).to(device), here).items():
+            images = gather(pictures, ids).to(device)
+            for name, errors in errors_by_level(ask, self.denoiser.schedule, images, here, self.codec).items():
                 sums[name] = sums.get(name, 0) + errors.sum()
         return {name: float(total) / count for name, total in sums.items()}
 
@@ -162,10 +233,19 @@ def columns_for(labels: Tensor | None) -> int | None:
     return classes if 2 <= classes <= 16 else None
 
 
-def trajectory(states: list[State], count: int = 4) -> Image:
-    """Rows of x_t and of the foreseen x0 for the first `count` pictures, a column for each of these states."""
+def by_caption(samples: Tensor, texts: Sequence[str]) -> Image:
+    """A row for each text, which SAMPLES neighbours share."""
+    named = {}
+    for first in range(0, len(samples), SAMPLES):
+        text = texts[first] if len(texts[first]) <= 40 else texts[first][:37] + "..."
+        named[f"{first // SAMPLES + 1}  {text}"] = samples[first : first + SAMPLES]
+    return drawing.rows(named)
+
+
+def trajectory(states: list[State]) -> Image:
+    """Rows of x_t and of the foreseen x0, pictures both, a column for each of these states."""
     named: dict[str, Tensor] = {}
-    for i in range(min(count, len(states[0].x))):
-        named[f"{i + 1}  x_t"] = to_uint8(torch.stack([state.x[i] / max(1.0, float(state.x[i].std())) for state in states]))
+    for i in range(len(states[0].x)):
+        named[f"{i + 1}  x_t"] = to_uint8(torch.stack([state.x[i] for state in states]))
         named[f"{i + 1}  x0"] = to_uint8(torch.stack([state.x0[i] for state in states]))
     return drawing.rows(named, [f"t={float(state.t):.2f}" for state in states])

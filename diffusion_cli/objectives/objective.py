@@ -2,7 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from PIL.Image import Image
@@ -11,12 +12,24 @@ from torch import Tensor, nn
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.randomness import Source
 
+M = TypeVar("M", bound=nn.Module | None)
+
 
 class Tally(NamedTuple):
     """Sums [K] and counts [K] of K figures, added up over steps on the device and read only when reported."""
 
     sums: Tensor
     counts: Tensor
+
+
+@dataclass(frozen=True)
+class Aside(Generic[M]):
+    """A frozen module beside an objective: asked and never trained, so no part of its state, and not copied with it."""
+
+    module: M
+
+    def __deepcopy__(self, memo: object) -> "Aside[M]":
+        return self
 
 
 class Objective(nn.Module):

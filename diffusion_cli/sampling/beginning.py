@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion_cli.assembly import Facts
 from diffusion_cli.build import build
+from diffusion_cli.codecs import Codec
 from diffusion_cli.data.decoding import Unreadable, decode
 from diffusion_cli.editing import Between, Edit, FromPicture, Original, PureNoise, Start, Varied, adds_noise
 from diffusion_cli.errors import ConfigError, DataError
@@ -19,14 +20,32 @@ from diffusion_cli.samplers import Sampler, Tail
 from diffusion_cli.schedules import Schedule
 from diffusion_cli.settings import Request
 
-# pictures [K, C, H, W] and their labels -> the noises [K, C, H, W] of unit scale that the sampler makes them of
+# x0 [K, C, H, W] and the numbers of what they are told -> the noises [K, C, H, W] of unit scale that the sampler makes them of
 Invert = Callable[[Tensor, list[int] | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where a walk goes: codec: between pictures and it; shape: of one point [C, H, W]."""
+
+    codec: Codec
+    shape: tuple[int, int, int]
+
+    def of(self, original: Original) -> Tensor:
+        """[1, *shape]: the point of a picture."""
+        with torch.no_grad():
+            picture = original.pixels(original.size)
+            return self.codec.encode(picture.to(device_of(self.codec))).cpu()
+
+
+def device_of(codec: Codec) -> torch.device:
+    return next((one.device for one in codec.buffers()), torch.device("cpu"))
 
 
 @dataclass(frozen=True)
 class Beginning:
     """classes: of the pictures, in turn; None: they are told nothing, or of the corners that they lie between. corners: the
-    labels of those. asked: the question in words, with the digests of the files that were given."""
+    numbers of those. asked: the question in words, with the digests of the files that were given."""
 
     start: Start
     edit: Edit | None
@@ -37,26 +56,32 @@ class Beginning:
 
 
 def beginning(
-    request: Request, facts: Facts, schedule: Schedule, sampler: Sampler, classes: list[int] | None, invert: Invert
+    request: Request,
+    facts: Facts,
+    space: Space,
+    schedule: Schedule,
+    sampler: Sampler,
+    classes: list[int] | None,
+    invert: Invert,
 ) -> Beginning:
-    """classes: the labels that pictures take in turn, where they are told any. Raises UserError."""
+    """classes: the numbers of what pictures are told in turn, where they are told anything. Raises UserError."""
     settings = request.root
     asked = {"init": None, "strength": None, "vary": None, "between": None, "edit": None}
     free = Beginning(PureNoise(), None, sampler, classes, None, asked)
     if settings.between is not None:
-        return _between(request, facts, schedule, free, invert)
+        return _between(request, facts, space, schedule, free, invert)
     if settings.init is None:
         return free
     original = Original(_encoded(settings.init, "init"), None, facts["channels"], facts["image_size"])
     asked["init"] = digest(original.picture)
     if settings.vary is not None:
-        return _varied(request, original, schedule, free, invert)
+        return _varied(request, space.of(original), schedule, free, invert)
     if request.edit is None:
-        return _noised(free, original.pixels(original.size)[0], 0.5 if settings.strength is None else settings.strength)
-    edit, node = _edit(request.edit, original, settings.trust)
+        return _noised(free, space.of(original)[0], 0.5 if settings.strength is None else settings.strength)
+    edit, node = _edit(request.edit, original, space.codec, settings.trust)
     edit.method.check(sampler)
     bound = replace(free, edit=edit, asked={**asked, "edit": node})
-    return bound if settings.strength is None else _noised(bound, edit.guess, settings.strength)
+    return bound if settings.strength is None else _noised(bound, edit.start, settings.strength)
 
 
 def digest(content: bytes) -> str:
@@ -64,49 +89,50 @@ def digest(content: bytes) -> str:
 
 
 def _noised(free: Beginning, picture: Tensor, strength: float) -> Beginning:
-    """SDEdit: from the picture [C, H, W], noised up to the time `strength`."""
+    """SDEdit: from x0 [C, H, W], noised up to the time `strength`."""
     sampler = replace(free.sampler, grid=Tail(free.sampler.grid, strength))
     return replace(free, start=FromPicture(picture), sampler=sampler, asked={**free.asked, "strength": strength})
 
 
-def _edit(node: Mapping[str, Any], original: Original, trust: Collection[str]) -> tuple[Edit, dict[str, Any]]:
+def _edit(node: Mapping[str, Any], original: Original, codec: Codec, trust: Collection[str]) -> tuple[Edit, dict[str, Any]]:
     """The edit, and its words with the digest of its mask."""
     mask = node.get("mask")
     if mask is not None:
         original = replace(original, mask=_encoded(mask, "edit.mask"))
         assert original.mask is not None
         node = {**node, "mask": digest(original.mask)}
-    return build(node, Edit, "edit", {"original": original}, trust), dict(node)
+    return build(node, Edit, "edit", {"original": original, "codec": codec}, trust), dict(node)
 
 
-def _varied(request: Request, original: Original, schedule: Schedule, free: Beginning, invert: Invert) -> Beginning:
+def _varied(request: Request, x0: Tensor, schedule: Schedule, free: Beginning, invert: Invert) -> Beginning:
     share = request.root.vary
     assert share is not None
     _check_circle("vary", schedule, free.sampler)
-    classes = None if request.root.label is None else free.classes
+    classes = free.classes if request.root.tells else None
     if classes is not None and len(classes) > 1:
-        raise ConfigError("vary needs the class of the picture: one label=, or none")
+        raise ConfigError("vary needs what the picture shows: one label= or prompt=, or none")
     _check_way_back("vary", schedule, free.sampler)
-    start = Varied(invert(original.pixels(original.size), classes)[0], share)
+    start = Varied(invert(x0, classes)[0], share)
     return replace(free, start=start, classes=classes, asked={**free.asked, "vary": share})
 
 
-def _between(request: Request, facts: Facts, schedule: Schedule, free: Beginning, invert: Invert) -> Beginning:
+def _between(request: Request, facts: Facts, space: Space, schedule: Schedule, free: Beginning, invert: Invert) -> Beginning:
     settings = request.root
     assert settings.between is not None
     _check_circle("between", schedule, free.sampler)
     numbers = [end for end in settings.between if isinstance(end, int)]
-    shape = (facts["channels"], facts["image_size"], facts["image_size"])
     if numbers:
-        ends = schedule.noise(Source(settings.seed, torch.tensor(numbers)), "start", shape)
+        ends = schedule.noise(Source(settings.seed, torch.tensor(numbers)), "start", space.shape)
         labels = None if free.classes is None else [free.classes[k % len(free.classes)] for k in numbers]
+        if labels is not None and settings.label is None and settings.tells:
+            labels = _each(free.classes or [], len(numbers))  # of prompts each end has its own
         said: list[Any] = numbers
     else:
         _check_way_back("between", schedule, free.sampler)
         files = [_encoded(str(end), "between") for end in settings.between]
-        labels = None if settings.label is None or free.classes is None else _each(free.classes, len(files))
-        pixels = [Original(file, None, facts["channels"], facts["image_size"]).pixels(facts["image_size"]) for file in files]
-        ends = invert(torch.cat(pixels), labels)
+        labels = None if not settings.tells or free.classes is None else _each(free.classes, len(files))
+        points = [space.of(Original(file, None, facts["channels"], facts["image_size"])) for file in files]
+        ends = invert(torch.cat(points), labels)
         said = [digest(file) for file in files]
     one = labels is None or len(set(labels)) == 1  # then no picture lies between labels
     return replace(
@@ -131,7 +157,7 @@ def _each(classes: list[int], ends: int) -> list[int]:
     """The label of each end, of one for all or one for each."""
     if len(classes) not in (1, ends):
         raise ConfigError(
-            f"between has {ends} pictures, and label {len(classes)} classes: give one for each, one for all, or none"
+            f"between has {ends} ends, and label or prompt {len(classes)}: give one for each, one for all, or none"
         )
     return classes * (ends // len(classes))
 

@@ -59,9 +59,9 @@ class Work:
                 for state in self.maker.states(ids):
                     bar.update(state.step > 0)
                     if number == 0:
-                        self.film.see(state)
+                        self.film.see(state, self.maker.codec)
                     if stop.number:
                         return
                 if number == 0:
                     self.film.draw(self.album.folder)
-                yield first, to_uint8(state.x).cpu()
+                yield first, to_uint8(self.maker.pictures(state.x)).cpu()

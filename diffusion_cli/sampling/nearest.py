@@ -24,6 +24,7 @@ from diffusion_cli.sampling.finding import load_denoiser
 from diffusion_cli.sampling.together import give_up
 from diffusion_cli.settings import Sample
 from diffusion_cli.signals import StopRequest
+from diffusion_cli.stages import stages_of
 
 CHUNK = 1000  # training pictures at a time
 REFERENCES = 1000  # pictures that say which distances are usual
@@ -91,12 +92,13 @@ def compare(
 def _features(found: Trained, settings: Sample, compute: Compute, some: Tensor) -> Middle | None:
     """Of the network as it was trained, neither compiled nor autocast; centred on some training pictures."""
     denoiser = load_denoiser(found, settings.weights, settings.trust).to(compute.device)
-    middle = middle_of(denoiser, some[:1])
+    codec = stages_of(found, settings.trust, without=("texts",)).codec.to(compute.device)
+    middle = middle_of(denoiser, codec, some[:1])
     if middle is None:
         say("nearest: this network has no maps or tokens inside, so pixels alone are compared")
         return None
-    bare = Middle(denoiser, middle)
-    return Middle(denoiser, middle, _seen(bare, some).mean(0))
+    bare = Middle(denoiser, codec, middle)
+    return Middle(denoiser, codec, middle, _seen(bare, some).mean(0))
 
 
 def _name(features: Middle) -> str:

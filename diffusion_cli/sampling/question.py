@@ -57,6 +57,8 @@ def _candidates(request: Request, found: Trained, asked: Mapping[str, Any]) -> I
     words = [found.mark, option_of("sampler", sampler), f"{sampler['steps']}"]
     words += _guidance(request.guidance)
     words += [f"seed_{settings.seed}", *([] if settings.label is None else [f"label_{_joined(settings.label)}"])]
+    words += [] if asked["prompt"] is None else [_joined(tuple(asked["prompt"]))[:60]]
+    words += [] if settings.negative is None else [f"not_{settings.negative[:30]}"]
     words += [*_beginning(settings, asked), *([] if request.edit is None else [option_of("edit", request.edit)])]
     words += ["raw"] if settings.weights == "raw" else []
     name = re.sub(r"[^\w.+-]+", "_", "-".join(words))

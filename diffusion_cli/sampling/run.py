@@ -15,7 +15,7 @@ from diffusion_cli.runs import say
 from diffusion_cli.sampling import question
 from diffusion_cli.sampling.finding import dataset_of, find
 from diffusion_cli.sampling.formats import FORMATS
-from diffusion_cli.sampling.maker import Maker, maker_of
+from diffusion_cli.sampling.maker import Maker, check_prompts, maker_of
 from diffusion_cli.sampling.making import Work
 from diffusion_cli.sampling.nearest import compare
 from diffusion_cli.sampling.seeing import Film
@@ -34,13 +34,14 @@ def sample(request: Request) -> Path:
     compute = choose(me.device(settings.device), settings.precision, settings.compile, say)
     found = find(settings.ckpt)
     maker = maker_of(request, found, compute)
+    check_prompts(settings, maker)
     film = Film.of(settings, maker.sampler.length(maker.denoiser.schedule)) if me.first else Film()
     dataset = dataset_of(found, settings.data, settings.trust) if settings.nearest else None
     asked = {**maker.asked, **({} if settings.format == "png" else {"shard": settings.shard})}
     folder, before = question.place(request, found, asked)
     facts = question.metadata(asked, _facts(settings, found, compute, before), before)
     size = 1 if settings.format == "png" else settings.shard
-    form = FORMATS[settings.format](size, found.config["facts"]["classes"], asked)
+    form = FORMATS[settings.format](size, maker.told.names, asked)
     album = Album(folder, form, facts["n"], maker.label_of)
     work = Work(album, maker, film, settings.batch, compute)
     with listening() as stop:
@@ -63,7 +64,7 @@ def sample(request: Request) -> Path:
             album.tidy()
             if dataset is not None:
                 compare(album.head(SHOWN), found, dataset, settings, compute, folder, stop)
-            grid = sheet(album.head(SHOWN), maker.classes, maker.rows)
+            grid = sheet(album.head(SHOWN), maker.told.numbers, maker.told.rows)
             storage.write(folder / "grid.png", drawing.png(grid, facts))
             question.write(folder, facts, "finished")
     _conclude(album, there, seconds)

@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_cli import drawing, storage
+from diffusion_cli.codecs import Codec
 from diffusion_cli.data.pixels import to_uint8
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.samplers import State
 from diffusion_cli.settings import Sample
+from diffusion_cli.walking import pictured
 
 FRAMES = 40  # of an animation at most
 COLUMNS, ROWS = 9, 4  # of the strip: states, pictures
@@ -36,10 +38,9 @@ class Seen(NamedTuple):
     x0: Tensor
 
     @staticmethod
-    def of(state: State) -> "Seen":
-        x = state.x[:SEEN].float()
-        spread = x.flatten(1).std(1).clamp(min=1)[:, None, None, None]  # [N, 1, 1, 1]
-        return Seen(state.step, float(state.t), to_uint8(x / spread).cpu(), to_uint8(state.x0[:SEEN]).cpu())
+    def of(state: State, codec: Codec) -> "Seen":
+        shown = pictured(state, codec, SEEN)
+        return Seen(state.step, float(state.t), to_uint8(shown.x).cpu(), to_uint8(shown.x0).cpu())
 
 
 @dataclass
@@ -69,11 +70,11 @@ class Film:
     def wanted(self) -> bool:
         return self.moving is not None or bool(self.steps)
 
-    def see(self, state: State) -> None:
+    def see(self, state: State, codec: Codec) -> None:
         """The next state of the walk: frames are thinned to every second one whenever there are too many."""
         if not self.wanted:
             return
-        self.last = seen = Seen.of(state)
+        self.last = seen = Seen.of(state, codec)
         if self.moving is not None and self.count % self.stride == 0:
             self.frames.append(seen)
             if len(self.frames) > 2 * FRAMES:

@@ -1,0 +1,138 @@
+"""What a denoiser stands on: an autoencoder in whose latents it works, and an encoder of the texts that it is told.
+
+Both were trained before and stay as they are. A config names them by their places; a run keeps a copy of its own,
+
+    <run>/parts/codec  <run>/parts/texts
+
+so that it needs nothing but its folder, and its facts name them by the digest of what was copied: another one is refused. An
+encoder of transformers is not copied, only named.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusion_cli import storage
+from diffusion_cli.alone import alone
+from diffusion_cli.assembly import Facts, Stages
+from diffusion_cli.build import build
+from diffusion_cli.codecs import Codec
+from diffusion_cli.conditioning import ClipText, Conditioner, Pretrained
+from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.pretrained import files
+from diffusion_cli.pretrained.trained import Trained
+from diffusion_cli.ranges import PositiveInt
+from diffusion_cli.sampling.finding import find, load_clip, load_codec
+
+FOLDER = "parts"
+NAMES = Stages.NAMES
+
+
+class Stage(ABC):
+    """A place where a frozen part lies. here: the run's own copy, which is taken where there is one."""
+
+    @abstractmethod
+    def open(self, here: Path, trust: tuple[str, ...]) -> Codec | Conditioner:
+        """The part; its digest is that of what was copied. Raises UserError."""
+
+    def carry(self, here: Path) -> None:
+        """Makes the copy. Raises UserError."""
+        return
+
+
+@dataclass(frozen=True)
+class OfRun(Stage):
+    """ckpt: a run, a checkpoint, a folder or hf://OWNER/NAME of diffusers; weights: its averaged ones, or the raw."""
+
+    ckpt: str
+    weights: Literal["ema", "raw"] = "ema"
+
+    word = "codec.ckpt"
+    part = "autoencoder"
+
+    def found(self, here: Path) -> Trained:
+        return find(here if here.exists() else self.ckpt, self.word)
+
+    def carry(self, here: Path) -> None:
+        if not here.exists():
+            storage.make_folder(here.parent)
+            storage.commit(here, alone(self.found(here), self.part, self.weights))
+
+
+class Latents(OfRun):
+    """The latents of an autoencoder."""
+
+    def open(self, here: Path, trust: tuple[str, ...]) -> Codec | Conditioner:
+        found = self.found(here)
+        codec = load_codec(found, self.weights, trust)
+        codec.digest = origin(found)
+        return codec
+
+
+class Clip(OfRun):
+    """The tokens of a CLIP that was trained here."""
+
+    word = "texts.ckpt"
+    part = "clip"
+
+    def open(self, here: Path, trust: tuple[str, ...]) -> Codec | Conditioner:
+        found = self.found(here)
+        texts = ClipText(*load_clip(found, self.weights, trust))
+        texts.digest = origin(found)
+        return texts
+
+
+@dataclass(frozen=True)
+class TextEncoder(Stage):
+    """CLIP's or T5's text encoder of transformers; the words are those of conditioning.Pretrained."""
+
+    name: str
+    tokenizer: str | None = None
+    length: PositiveInt | None = None
+
+    def open(self, here: Path, trust: tuple[str, ...]) -> Codec | Conditioner:
+        texts = Pretrained(self.name, self.tokenizer, self.length)
+        texts.digest = files.digest_of(texts.folder, [texts.folder / "config.json", *texts.folder.glob("*.safetensors")])
+        return texts
+
+
+def origin(found: Trained) -> str:
+    """The digest of what was copied, or of what lies there itself."""
+    return str(found.config.get("origin", found.digest))
+
+
+def opened(node: Mapping[str, Any], folder: Path, trust: tuple[str, ...] = ()) -> Stages:
+    """The frozen parts that a config names, for the run in that folder. Raises UserError."""
+    found: dict[str, Any] = {}
+    for name, kind in (("codec", Codec), ("texts", Conditioner)):
+        if node.get(name) is not None:
+            place = build(node[name], Stage, name, trust=trust)  # type: ignore[type-abstract]
+            found[name] = place.open(folder / FOLDER / name, trust)
+            if not isinstance(found[name], kind):
+                raise ConfigError(f"{name}: {type(place).__name__} is no {kind.__name__}: diffusion-train --help {name}")
+    return Stages(**found)
+
+
+def carry(node: Mapping[str, Any], folder: Path, trust: tuple[str, ...] = ()) -> None:
+    """Copies the parts that are not there yet into the run's folder. Raises UserError."""
+    for name in NAMES:
+        if node.get(name) is not None:
+            place = build(node[name], Stage, name, trust=trust)  # type: ignore[type-abstract]
+            place.carry(folder / FOLDER / name)
+
+
+def stages_of(found: Trained, trust: tuple[str, ...] = (), without: Collection[str] = ()) -> Stages:
+    """The parts that a trained model stands on, but for those that are not asked for. Raises UserError."""
+    facts: Facts = found.config["facts"]
+    named = [name for name in NAMES if name in facts and name not in without]
+    stages = opened({name: found.config["config"].get(name) for name in named}, found.run, trust)
+    there = stages.facts(facts)
+    for name in named:
+        if there.get(name) != facts[name]:  # type: ignore[literal-required]
+            raise StorageError(
+                f"{found.said} was trained with another {name} than lies at {found.run / FOLDER / name} or where its config "
+                f"says: put back what its run had in {FOLDER}/{name}"
+            )
+    return stages
