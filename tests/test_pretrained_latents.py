@@ -13,21 +13,20 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as nnf
 from hub_of_models import COMMIT, Models, reach, served
 from text_encoders import LENGTH, WIDTH, encoders
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_cli.build import build
-from diffusion_cli.conditioning import Pretrained as Conditioner
-from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import UserError
-from diffusion_cli.models import Network
-from diffusion_cli.predictions import Prediction
+from diffusion_cli.guidance import CFG, Unguided
 from diffusion_cli.pretrained.trained import Trained
-from diffusion_cli.samplers import Ancestral, Sampler
-from diffusion_cli.sampling.finding import find, load_codec
-from diffusion_cli.schedules import Schedule
+from diffusion_cli.samplers import Ancestral, Sampler, last
+from diffusion_cli.sampling.finding import find, load_codec, load_denoiser
+from diffusion_cli.stages import stages_of
 from diffusion_cli.vision import mend_torchvision
+from diffusion_cli.walking import asking
 
 mend_torchvision()
 diffusers = pytest.importorskip("diffusers")
@@ -159,33 +158,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 
-def denoiser_in(found: Trained) -> Denoiser:
-    node, facts = found.config["config"], found.config["facts"]
-    channels, size, _ = facts["codec"]["shape"]
-    given: dict[str, Any] = {"channels": channels, "image_size": size, "num_classes": len(facts["classes"])}
-    given |= {"text_width": facts["texts"]["width"]} if "texts" in facts else {}
-    schedule = build(node["schedule"], Schedule, "schedule")
-    network = build(node["model"], Network, "model", given)
-    denoiser = Denoiser(network, build(node["prediction"], Prediction, "prediction", {"schedule": schedule}))
-    tensors = {k.removeprefix("denoiser."): v for k, v in found.tensors("average").items() if k != "denoiser.null"}
-    denoiser.load_state_dict(tensors)
-    return denoiser.eval()
-
-
-def conditioner_in(found: Trained) -> Conditioner:
-    node = found.config["config"]["texts"]
-    return Conditioner(**{key: value for key, value in node.items() if key != "_target_"})
-
-
-def codec_in(found: Trained) -> nn.Module:
-    return load_codec(find(found.config["config"]["codec"]["ckpt"]), "ema")
-
-
 @pytest.mark.parametrize("name", MADE)
 def test_networks_answer_alike(name: str, pipelines: dict[str, tuple[Any, Path]]) -> None:
     pipeline, folder = pipelines[name]
     found, theirs = find(folder), network_in(pipeline)
-    ours = denoiser_in(found).network
+    ours = load_denoiser(found, "ema").network
     x, time = normal(3, theirs.config.in_channels, LATENT, LATENT), torch.tensor([0.0, 400.25, 999.0])
     with torch.no_grad():
         if name == "dit":
@@ -194,18 +171,19 @@ def test_networks_answer_alike(name: str, pipelines: dict[str, tuple[Any, Path]]
             close(ours(x, time, labels), wanted)
             close(ours(x, time, None)[2], wanted[2])
         elif name in TOLD:
-            tokens = normal(3, LENGTH, WIDTH, seed=1)
-            time = time / 1000 if name == "aura" else time
-            wanted = theirs(x, timestep=time, encoder_hidden_states=tokens).sample
-            close(ours(x, 1000 * time if name == "aura" else time, tokens), wanted)
-            assert (wanted - theirs(x, timestep=time, encoder_hidden_states=-tokens).sample).abs().max() > 1e-3
+            tokens, scale = normal(3, LENGTH, WIDTH, seed=1), 1000 if name == "aura" else 1
+            padded = nnf.pad(tokens, (0, 0, 0, 256 - LENGTH)) if name == "aura" else tokens
+            wanted = theirs(x, timestep=time / scale, encoder_hidden_states=padded).sample
+            close(ours(x, time, tokens), wanted)
+            assert (wanted - theirs(x, timestep=time / scale, encoder_hidden_states=-padded).sample).abs().max() > 1e-3
         else:
             close(ours(x, time), theirs(x, time).sample)
 
 
-def test_padding_is_not_read(pipelines: dict[str, tuple[Any, Path]]) -> None:
-    """By Stable Diffusion's network with another encoder, whose padding is zero."""
-    ours = denoiser_in(find(pipelines["sd1"][1])).network
+@pytest.mark.parametrize("name", TOLD)
+def test_padding_says_nothing(name: str, pipelines: dict[str, tuple[Any, Path]]) -> None:
+    """Also to Stable Diffusion's network with another encoder, whose padding is zero."""
+    ours = load_denoiser(find(pipelines[name][1]), "ema").network
     x, time, tokens = normal(2, 4, LATENT, LATENT), torch.tensor([10.0, 500.0]), normal(2, 5, WIDTH)
     with torch.no_grad():
         close(ours(x, time, torch.cat([tokens, torch.zeros(2, 3, WIDTH)], dim=1)), ours(x, time, tokens))
@@ -217,7 +195,7 @@ def test_autoencoders_answer_alike(name: str, pipelines: dict[str, tuple[Any, Pa
     pipeline, folder = pipelines[name]
     theirs = getattr(pipeline, "vqvae", None) or pipeline.vae
     found = find(folder)
-    codec, facts = codec_in(found), found.config["facts"]
+    codec, facts = stages_of(found).codec, found.config["facts"]
     assert (
         (facts["channels"], facts["image_size"])
         == (3, SIZE)
@@ -286,7 +264,7 @@ def test_attention_of_the_oldest_files(tmp_path: Path) -> None:
 def test_tokens_are_those_of_the_pipeline(name: str, pipelines: dict[str, tuple[Any, Path]]) -> None:
     pipeline, folder = pipelines[name]
     found = find(folder)
-    conditioner = conditioner_in(found)
+    conditioner = stages_of(found).texts
     keys = {"max_sequence_length": 256} if name == "aura" else {}
     given = {"device": torch.device("cpu"), "num_images_per_prompt": 1, "do_classifier_free_guidance": True, **keys}
     told = pipeline.encode_prompt(PROMPTS, negative_prompt=["a cat", ""], **given)
@@ -298,20 +276,14 @@ def test_tokens_are_those_of_the_pipeline(name: str, pipelines: dict[str, tuple[
     assert theirs.shape == (2, facts["length"], facts["width"]) == (2, conditioner.length, conditioner.width)
 
 
-def walked(found: Trained, x: Tensor, steps: int, told: Tensor | None, untold: Tensor | None, scale: float) -> Tensor:
-    """The end of our walk of the pipeline's own sampler, by classifier-free guidance."""
-    denoiser = denoiser_in(found)
+def walked(found: Trained, x: Tensor, steps: int, told: Tensor | None, away: Tensor | None, scale: float) -> Tensor:
+    """The end of our walk of the pipeline's own sampler, by classifier-free guidance away from tokens [L, D] or no label."""
+    denoiser = load_denoiser(found, "ema")
     sampler = build({**found.config["config"]["sampler"], "steps": steps}, Sampler, "sampler")
     assert isinstance(sampler, Ancestral) and not sampler.clip
-
-    def ask(x: Tensor, t: Tensor) -> Tensor:
-        if untold is None:
-            return denoiser(x, t)
-        away = denoiser(x, t, untold)
-        return away + scale * (denoiser(x, t, told) - away)
-
+    ask = asking(denoiser, told, Unguided() if told is None else CFG(scale), None, untold=away)()
     with torch.no_grad():
-        return [state.x for state in sampler.walk(ask, denoiser.schedule, x, lambda *_: x)][-1]
+        return last(sampler.walk(ask, denoiser.schedule, x, lambda *_: x)).x
 
 
 @pytest.mark.parametrize("name", TOLD)
@@ -319,15 +291,15 @@ def test_walks_of_texts_are_theirs(name: str, pipelines: dict[str, tuple[Any, Pa
     """The pipeline's own loop, DDIM or Euler by a flow on our grid, from the same noise; then its picture."""
     pipeline, folder = pipelines[name]
     found, x = find(folder), normal(2, 4, LATENT, LATENT)
-    given = {"prompt": PROMPTS, "negative_prompt": ["cat", ""], "guidance_scale": 5.0, "num_inference_steps": 7}
+    given = {"prompt": PROMPTS, "negative_prompt": ["cat"] * 2, "guidance_scale": 5.0, "num_inference_steps": 7}
     given |= {"sigmas": torch.linspace(1, 1 / 7, 7).tolist()} if name == "aura" else {}
     theirs = pipeline(**given, latents=x, output_type="latent").images
-    tokens = conditioner_in(found)
-    mine = walked(found, x, 7, tokens.encode(PROMPTS), tokens.encode(["cat", ""]), 5.0)
+    tokens = stages_of(found).texts
+    mine = walked(found, x, 7, tokens.encode(PROMPTS), tokens.encode(["cat"])[0], 5.0)
     close(mine, theirs, 1e-4)
     pictures = pipeline(**given, latents=x, output_type="pt").images
     with torch.no_grad():
-        close((codec_in(found).decode(mine) / 2 + 0.5).clamp(0, 1), pictures, 1e-4)
+        close((stages_of(found).codec.decode(mine) / 2 + 0.5).clamp(0, 1), pictures, 1e-4)
 
 
 def test_walks_of_labels_and_of_nothing_are_theirs(
@@ -341,13 +313,11 @@ def test_walks_of_labels_and_of_nothing_are_theirs(
         "dit": pipelines["dit"][0]([3, 77], guidance_scale=4.0, num_inference_steps=7, output_type="pt").images,
         "ldm": torch.from_numpy(pipelines["ldm"][0](2, num_inference_steps=7, output_type="np").images).movedim(3, 1),
     }
-    labels = torch.tensor([3, 77]), torch.tensor([1000, 1000])
     for name, wanted in theirs.items():
         found = find(pipelines[name][1])
-        told, untold = labels if name == "dit" else (None, None)
-        mine = walked(found, x[name], 7, told, untold, 4.0)
+        mine = walked(found, x[name], 7, torch.tensor([3, 77]) if name == "dit" else None, None, 4.0)
         with torch.no_grad():
-            close((codec_in(found).decode(mine) / 2 + 0.5).clamp(0, 1), wanted, 1e-4)
+            close((stages_of(found).codec.decode(mine) / 2 + 0.5).clamp(0, 1), wanted, 1e-4)
 
 
 def test_classes_have_their_first_names(pipelines: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:

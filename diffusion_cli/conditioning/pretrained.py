@@ -32,9 +32,12 @@ class Pretrained(Conditioner):
     def __init__(self, name: str, tokenizer: str | None = None, length: PositiveInt | None = None, masked: bool = True):
         super().__init__()
         self.folder = folder = _folder(name, ("*.json", "*.safetensors", "*.txt", "*.model"))
-        beside = folder if tokenizer is None else _folder(tokenizer, ("*.json", "*.txt", "*.model"))
+        self.beside = beside = folder if tokenizer is None else _folder(tokenizer, ("*.json", "*.txt", "*.model"))
         mend_torchvision()  # transformers imports it
-        from transformers import AutoTokenizer
+        try:
+            from transformers import AutoTokenizer
+        except ImportError:
+            raise ConfigError(f"the text encoder {folder} needs transformers: pip install 'diffusion-cli[latent]'") from None
 
         kind = _kind(folder)
         try:

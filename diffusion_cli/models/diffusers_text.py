@@ -8,10 +8,12 @@ None is told a label. A variance that was learned too is left out of the answer.
 
 from typing import Literal
 
+import torch.nn.functional as nnf
 from torch import Tensor
 
 from diffusion_cli.models.diffusers_peer import peer
 from diffusion_cli.models.network import Network
+from diffusion_cli.models.texts import padding
 from diffusion_cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Rate
 
 
@@ -98,13 +100,13 @@ class UNet2DCondition(_Reader):
         self.peer = peer("UNet2DConditionModel", keys)
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        F = self.peer(x, time, encoder_hidden_states=cond, encoder_attention_mask=_told(cond)).sample
+        F = self.peer(x, time, encoder_hidden_states=cond, encoder_attention_mask=~padding(cond)).sample
         return F[:, : self.channels]  # [B, C, H, W]
 
 
 class AuraFlow(_Reader):
-    """AuraFlowTransformer2DModel. It was trained to see all L tokens, the zeros of padding too: L is part of its weights'
-    meaning. text_width: its joint_attention_dim."""
+    """AuraFlowTransformer2DModel. text_width: its joint_attention_dim; length: of its texts in training, where it learned
+    to see the zeros of padding too, so every text is padded to that many tokens here."""
 
     def __init__(
         self,
@@ -118,8 +120,10 @@ class AuraFlow(_Reader):
         attention_head_dim: PositiveInt = 256,
         num_attention_heads: PositiveInt = 12,
         pos_embed_max_size: PositiveInt = 1024,
+        length: PositiveInt = 256,
     ):
         super().__init__(channels, image_size, num_classes, text_width)
+        self.length = length
         keys = {
             "sample_size": image_size,
             "in_channels": channels,
@@ -136,9 +140,7 @@ class AuraFlow(_Reader):
         self.peer = peer("AuraFlowTransformer2DModel", keys)
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.peer(x, cond, time / 1000).sample  # [B, C, H, W]; it is told times from 0 to 1
-
-
-def _told(tokens: Tensor) -> Tensor:
-    """bool [B, L]: which tokens [B, L, D] are no padding."""
-    return (tokens != 0).any(dim=-1)
+        if cond.shape[1] > self.length:
+            raise ValueError(f"texts of {cond.shape[1]} tokens: AuraFlow reads {self.length} at most")
+        tokens = nnf.pad(cond, (0, 0, 0, self.length - cond.shape[1]))  # [B, L, D]
+        return self.peer(x, tokens, time / 1000).sample  # [B, C, H, W]; it is told times from 0 to 1

@@ -126,8 +126,7 @@ def _read(folder: Path, index: Mapping[str, Any], kind: Kind, said: str, home: P
         reads = f"tokens of width {net.text_width}" if net.text_width else "no texts"
         raise ConfigError(f"{said}: its network reads {reads}, and its texts have {texts.width}")
     if texts is not None:
-        digest = files.digest_of(folder, texts.used)
-        facts["texts"] = {"digest": digest, "width": texts.width, "length": texts.length}  # type: ignore[typeddict-unknown-key]
+        facts["texts"] = {"digest": texts.digest, "width": texts.width, "length": texts.length}
         nodes["texts"] = texts.node
         used += texts.used
 
@@ -145,9 +144,10 @@ def _of_latents(facts: Facts, net: Net, codec: Pretrained, said: str) -> Facts:
     latents = autoencoders.latent_channels_of(told)
     if latents != net.channels:
         raise ConfigError(f"{said}: its network knows {net.channels} channels, and its autoencoder's latents have {latents}")
-    sizes = {"channels": codec.config["facts"]["channels"], "image_size": net.size * autoencoders.factor_of(told)}
-    shape = [latents, net.size, net.size]
-    return Facts(**{**facts, **sizes, "codec": {"digest": codec.digest, "shape": shape}})  # type: ignore[typeddict-item]
+    made, size = facts.copy(), net.size * autoencoders.factor_of(told)
+    made["channels"], made["image_size"] = codec.config["facts"]["channels"], size
+    made["codec"] = {"digest": codec.digest, "shape": [latents, net.size, net.size]}
+    return made
 
 
 def _null(texts: Texts) -> Tensor:

@@ -47,13 +47,15 @@ def from_hub(place: str, word: str) -> Pretrained:
     elif repo.part:
         root = _fetched(repo, _wanted(names, repo, [(repo.part, files.STEM)]), word)
     else:
+        words = [files.INDEX, files.FACTS, "scheduler_config.json", f"{pipelines.SCHEDULER}/*.json"]
         parts = [(name, files.STEM) for name in ("", *pipelines.NETWORKS)]
         if files.INDEX in names:
             index = _fetched(repo, [files.INDEX], word) / files.INDEX
             kind = pipelines.kind_of(files.parsed(index), f"{word}={place}")
             parts += [] if kind.codec is None else [(kind.codec, files.STEM)]
             parts += [] if kind.texts is None else [(texts.ENCODER, files.TEXT_STEM)]
-        root = _fetched(repo, _wanted(names, repo, parts), word)
+            words += [] if kind.texts is None else [f"{texts.TOKENIZER}/{pattern}" for pattern in texts.WORDS]
+        root = _fetched(repo, words + _wanted(names, repo, parts), word)
     folder = root / repo.part
     if not pipelines.is_pipeline(folder):
         raise ConfigError(f"{word}={place} is neither a pipeline of diffusers nor an autoencoder: it has no {files.INDEX}")
@@ -92,20 +94,17 @@ def _names(repo: Repo, word: str) -> list[str] | None:
 def _wanted(names: list[str], repo: Repo, parts: list[tuple[str, str]]) -> list[str]:
     """Names and patterns of what is read. parts: folders, and the stem of their weights' names. Raises ConfigError where the
     weights of one are pickles alone."""
-    words = [files.INDEX, files.FACTS, "scheduler_config.json", f"{pipelines.SCHEDULER}/*.json"]
-    if (texts.ENCODER, files.TEXT_STEM) in parts:
-        words += [f"{texts.TOKENIZER}/{pattern}" for pattern in texts.WORDS]
-    weights: list[str] = []
+    wanted: list[str] = []
     for part, stem in parts:
         place = f"{part}/" if part else ""
-        words += [f"{place}config.json", f"{place}{stem}.safetensors.index.json"]
+        wanted += [f"{place}config.json", f"{place}{stem}.safetensors.index.json"]
         whole = _matching(names, f"{place}{stem}.safetensors", f"{place}{stem}-*.safetensors")
         there = whole or _matching(names, f"{place}{stem}.*.safetensors")
         pickled = [f"{place}{name}" for name in files.PICKLES if f"{place}{name}" in names]
         if pickled and not there:
             raise ConfigError(files.pickles_alone(f"hf://{repo.name}/{pickled[0]}"))
-        weights += there
-    return words + weights
+        wanted += there
+    return wanted
 
 
 def _matching(names: list[str], *patterns: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The text encoder of a pipeline in our words: the node that makes it, and the facts of its tokens, read off its JSON alone."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ class Texts:
     node: dict[str, Any]
     width: int
     length: int
+    digest: str
     used: list[Path]
 
 
@@ -49,8 +51,21 @@ def texts_of(folder: Path, reading: Reading, place: str) -> Texts:
         "length": length,
         "masked": reading.masked,
     }
-    used = [encoder / "config.json", *files.weights_in(encoder, files.TEXT_STEM)]
-    return Texts(node, width, length, used + [path for pattern in WORDS for path in sorted(words.glob(pattern))])
+    return Texts(node, width, length, digest_of(encoder, words), [*_weighed(encoder), *_worded(words)])
+
+
+def digest_of(encoder: Path, words: Path) -> str:
+    """One SHA-256 of an encoder's weights and the files of its tokenizer, wherever the two lie. Raises StorageError."""
+    both = files.digest_of(encoder, _weighed(encoder)), files.digest_of(words, _worded(words))
+    return hashlib.sha256(" ".join(both).encode()).hexdigest()
+
+
+def _weighed(encoder: Path) -> list[Path]:
+    return [encoder / "config.json", *files.weights_in(encoder, files.TEXT_STEM)]
+
+
+def _worded(words: Path) -> list[Path]:
+    return [path for pattern in WORDS for path in words.glob(pattern)]
 
 
 def _stated(encoder: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Any:
