@@ -10,19 +10,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as nnf
+from captioned import written
 from hub_of_models import COMMIT, Models, reach, served
+from PIL import Image
 from text_encoders import LENGTH, WIDTH, encoders
+from tiny import compose, train
 from torch import Tensor
 
+from diffusion_cli import config
 from diffusion_cli.build import build
 from diffusion_cli.errors import UserError
 from diffusion_cli.guidance import CFG, Unguided
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.samplers import Ancestral, Sampler, last
+from diffusion_cli.sampling import sample
 from diffusion_cli.sampling.finding import find, load_codec, load_denoiser
 from diffusion_cli.stages import stages_of
 from diffusion_cli.vision import mend_torchvision
@@ -326,6 +332,58 @@ def test_classes_have_their_first_names(pipelines: dict[str, tuple[Any, Path]], 
     folder = changed(pipelines["dit"][1], tmp_path, INDEX, id2label=labels)
     names = find(folder).config["facts"]["classes"]
     assert names[:2] == ["thing 0", "thing 1"] and names[998:] == ["crane", "crane, crane bird"]
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def drawn(ckpt: object, out: Path, *words: str) -> np.ndarray:
+    """uint8 [N, H, W, C]: diffusion-sample, here and now."""
+    given = (f"ckpt={ckpt}", f"out={out}", "n=4", "device=cpu", "sampler.steps=3", *words)
+    folder = sample(config.check_sample(compose(*given, primary="sample")))
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("0*.png"))])
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_pipelines_draw(name: str, pipelines: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:
+    """By their own sampler and by another one; what is said changes the picture."""
+    folder, other = pipelines[name][1], {"ldm": [], "dit": ["label=[3,998]"]}.get(name, ["prompt=[a cat,moon]"])
+    first = drawn(folder, tmp_path / "a", *other)
+    assert first.shape == (4, SIZE, SIZE, 3) and first.std() > 1
+    guided = [] if name == "ldm" else ["guidance=cfg", "guidance.scale=4"]
+    words = [*other, "trajectory=true", *guided, *(["negative=cat face"] if name in TOLD else [])]
+    second = drawn(folder, tmp_path / "b", "sampler=dpmpp_2m", *words)
+    assert (first != second).any() and (tmp_path / "b" / "trajectory.gif").is_file()
+    facts = json.loads((tmp_path / "b" / "metadata.json").read_text())
+    assert facts["ckpt"] == str(folder) and facts["checkpoint"] == find(folder).digest
+    assert facts["prompt"] == (["a cat", "moon"] if name in TOLD else None)
+
+
+@pytest.mark.parametrize("words", [("edit=inpaint", "edit.box=[0,0,1,0.5]"), ("strength=0.5",), ("vary=0.3",)], ids=" ".join)
+def test_pictures_of_ones_own(words: tuple[str, ...], pipelines: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:
+    original = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    Image.fromarray(original).save(tmp_path / "it.png")
+    found = drawn(pipelines["sd1"][1], tmp_path / "out", f"init={tmp_path / 'it.png'}", "prompt=a cat", "sampler=ddim", *words)
+    assert found.shape == (4, SIZE, SIZE, 3) and (found[0] != found[1]).any()
+    assert words[0] != "edit=inpaint" or (found[:, SIZE // 2 :] == original[SIZE // 2 :]).all()
+
+
+def test_runs_on_the_parts_of_a_pipeline(pipelines: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:
+    """An autoencoder and a text encoder of others for a network of one's own; the run keeps a copy of the first."""
+    folder, set_of = pipelines["sd1"][1], written(tmp_path / "pictures", each=1)
+    words = (
+        "dataset=folder", f"dataset.path={set_of}", "dataset.size=16", "dataset.limit=DEFAULT",
+        "codec=latents", "texts=encoder",
+        f"codec.ckpt={folder / 'vae'}", f"texts.name={folder / 'text_encoder'}", f"texts.tokenizer={folder / 'tokenizer'}",
+        "texts.masked=false", "model=unet_text", "model.head_width=4",
+        "model.multipliers=[1,2]", "model.attention_levels=[1]",
+    )  # fmt: skip
+    run = train(tmp_path, *words)
+    theirs, ours = find(folder).config["facts"], find(run).config["facts"]
+    assert ours["codec"] == theirs["codec"] and ours["texts"] == theirs["texts"]
+    assert drawn(run, tmp_path / "out", "prompt=a red square").shape == (4, SIZE, SIZE, 3)
+    x, kept = normal(1, 4, LATENT, LATENT), stages_of(find(run)).codec
+    assert torch.equal(kept.decode(x), load_codec(find(folder / "vae"), "ema").decode(x))
 
 
 # -- what is refused, in one line --------------------------------------------------------------------------------------
