@@ -21,7 +21,7 @@ from diffusion_cli.build import build
 from diffusion_cli.codecs import Codec
 from diffusion_cli.conditioning import ClipText, Conditioner, Pretrained
 from diffusion_cli.errors import ConfigError, StorageError
-from diffusion_cli.pretrained import files
+from diffusion_cli.pretrained.texts import digest_of
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.ranges import PositiveInt
 from diffusion_cli.sampling.finding import find, load_clip, load_codec
@@ -91,10 +91,11 @@ class TextEncoder(Stage):
     name: str
     tokenizer: str | None = None
     length: PositiveInt | None = None
+    masked: bool = True
 
     def open(self, here: Path, trust: tuple[str, ...]) -> Codec | Conditioner:
-        texts = Pretrained(self.name, self.tokenizer, self.length)
-        texts.digest = files.digest_of(texts.folder, [texts.folder / "config.json", *texts.folder.glob("*.safetensors")])
+        texts = Pretrained(self.name, self.tokenizer, self.length, self.masked)
+        texts.digest = digest_of(texts.folder, texts.beside)
         return texts
 
 

@@ -36,6 +36,15 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of the Hugging Face hub, empty."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`-m gpu` on a machine without one skips, so that the same command can stand in a script."""
     if not torch.cuda.is_available():

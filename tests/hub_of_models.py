@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from local_server import serving
 
 COMMIT = "c" * 40
@@ -60,3 +61,15 @@ def served(models: Models) -> Iterator[Models]:
     """The models behind an address of this machine while the block runs."""
     with serving(lambda command, path, body, headers: models.answer(path)) as models.address:
         yield models
+
+
+def reach(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets huggingface_hub ask these models, as nobody in particular."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", models.address)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/no/token")
+    address = models.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)

@@ -189,8 +189,10 @@ def test_latents_are_standardised_and_come_back(words: tuple[str, ...]) -> None:
         assert across.mean(1).abs().max() < 1e-4 and (across.std(1, unbiased=False) - 1).abs().max() < 1e-4
         straight = codec.network(x, torch.zeros(40, 3, 4, 4)).y
         assert (codec.decode(latents) - straight).abs().max() < 1e-4
-    with pytest.raises(ValueError, match=r"choose dataset\.size=8"):
-        codec.shape(1, 16)
+    assert codec.shape(1, 16) == (3, 8, 8) == tuple(codec.encode(torch.zeros(1, 1, 16, 16)).shape[1:])
+    for wrong in ((1, 9), (3, 8)):
+        with pytest.raises(ValueError, match=r"multiples of 2, .* choose dataset\.size=8"):
+            codec.shape(*wrong)
 
 
 def test_samples_of_latents_are_counted() -> None:

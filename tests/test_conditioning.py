@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from text_encoders import TEXTS, encoders
 
 from diffusion_cli.conditioning import ClipText, Conditioner, Pretrained, PromptCut, Tokenizer, learned, padding
 from diffusion_cli.errors import ConfigError, StorageError
 from diffusion_cli.models.clip import END, PAD, START, Clip
-
-TEXTS = ["grinning face", "grinning cat", "cat face", "the moon, half seen", "face of a cat"] * 3
 
 
 @pytest.fixture(scope="module")
@@ -59,30 +58,11 @@ def clip_text(tokenizer: Tokenizer) -> ClipText:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A CLIP text encoder and a T5 encoder of random weights, saved as the hub has them."""
-    from tokenizers import Tokenizer as Made
-    from tokenizers import processors
-    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
-
-    folder, found = tmp_path_factory.mktemp("encoders"), {}
-    torch.manual_seed(0)
-    base = Made.from_str(learned(TEXTS, 300))
-    size = base.get_vocab_size()
-    marks = [("<|start|>", START), ("<|end|>", END)]
-    sizes = {"vocab_size": size, "bos_token_id": START, "eos_token_id": END, "pad_token_id": PAD}
-    clip = CLIPTextModel(
-        CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-                       max_position_embeddings=12, **sizes)
-    )  # fmt: skip
-    t5 = T5EncoderModel(T5Config(d_model=16, d_ff=16, d_kv=8, num_layers=2, num_heads=2, vocab_size=size, pad_token_id=PAD))
-    for name, encoder, template in (("clip", clip, "<|start|> $A <|end|>"), ("t5", t5, "$A <|end|>")):
-        base.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
-        fast = PreTrainedTokenizerFast(
-            tokenizer_object=base, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|pad|>", model_max_length=12
-        )
-        encoder.eval().save_pretrained(folder / name)
-        fast.save_pretrained(folder / name)
-        found[name] = folder / name
-    return found
+    folder = tmp_path_factory.mktemp("encoders")
+    for name, (encoder, tokenizer) in encoders().items():
+        encoder.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return {name: folder / name for name in ("clip", "t5")}
 
 
 @pytest.fixture(params=["own", "clip", "t5"])

@@ -32,18 +32,24 @@ class Latent(Codec):
         self.register_buffer("std", torch.ones(network.latent_channels))
 
     def shape(self, channels: int, size: int) -> tuple[int, int, int]:
-        network = self.network
-        if (channels, size) != (network.channels, network.image_size):
+        """Convolutions take any size that can be halved as often; the one that the autoencoder was trained on suits it best."""
+        network, factor = self.network, self.factor
+        if channels != network.channels or size % factor:
             raise ValueError(
-                f"the autoencoder was trained on {network.channels} x {network.image_size} x {network.image_size} and the "
-                f"pictures are {channels} x {size} x {size}: choose dataset.size={network.image_size} "
-                f"dataset.channels={network.channels}"
+                f"the autoencoder was trained on {network.channels} x {network.image_size} x {network.image_size} and takes "
+                f"sizes that are multiples of {factor}, and the pictures are {channels} x {size} x {size}: choose "
+                f"dataset.size={network.image_size} dataset.channels={network.channels}"
             )
-        return network.latent_channels, network.latent_size, network.latent_size
+        return network.latent_channels, size // factor, size // factor
+
+    @property
+    def factor(self) -> int:
+        """Pixels along a side of what becomes one latent."""
+        return self.network.image_size // self.network.latent_size
 
     def encode(self, pictures: Tensor, source: Source | None = None) -> Tensor:
         network = self.network
-        sizes = (network.latent_channels, network.latent_size, network.latent_size)
+        sizes = (network.latent_channels, *(side // self.factor for side in pictures.shape[2:]))
         noise = None if source is None else source.normal("latents", sizes)
         return (network.encode(pictures, noise) - _over_latents(self.mean)) / _over_latents(self.std)  # [B, c, h, w]
 

@@ -23,17 +23,21 @@ LONGEST = 1_000_000  # transformers writes 1e30 for a tokenizer that states no l
 
 class Pretrained(Conditioner):
     """name: a folder, or owner/name on the hub; tokenizer: likewise where it lies elsewhere (`tokenizer` beside the
-    `text_encoder` of a diffusers pipeline); length: tokens of a text, None for what the encoder itself states.
+    `text_encoder` of a diffusers pipeline); length: tokens of a text, None for what the encoder itself states; masked: false
+    leaves padding as the encoder gives it, none of it zero: Stable Diffusion's network was trained to read it.
 
     ConfigError: neither a folder nor in the cache, an encoder of another kind. StorageError: files that cannot be used.
     """
 
-    def __init__(self, name: str, tokenizer: str | None = None, length: PositiveInt | None = None):
+    def __init__(self, name: str, tokenizer: str | None = None, length: PositiveInt | None = None, masked: bool = True):
         super().__init__()
         self.folder = folder = _folder(name, ("*.json", "*.safetensors", "*.txt", "*.model"))
-        beside = folder if tokenizer is None else _folder(tokenizer, ("*.json", "*.txt", "*.model"))
+        self.beside = beside = folder if tokenizer is None else _folder(tokenizer, ("*.json", "*.txt", "*.model"))
         mend_torchvision()  # transformers imports it
-        from transformers import AutoTokenizer
+        try:
+            from transformers import AutoTokenizer
+        except ImportError:
+            raise ConfigError(f"the text encoder {folder} needs transformers: pip install 'diffusion-cli[latent]'") from None
 
         kind = _kind(folder)
         try:
@@ -42,6 +46,7 @@ class Pretrained(Conditioner):
         except Exception as error:  # of transformers, tokenizers, safetensors: whatever a folder that is none raises
             raise StorageError(f"the text encoder {folder} cannot be used: {str(error).splitlines()[0]}") from None
         self.words, self.encoder = words, encoder.eval().requires_grad_(False)
+        self.masked = masked
         stated_by: Any = encoder.config
         self.width = int(stated_by.hidden_size)
         places = getattr(stated_by, "max_position_embeddings", None)  # T5 has none: its positions are relative
@@ -58,7 +63,8 @@ class Pretrained(Conditioner):
         )
         ends = [ids[self.length - 1 :] if len(ids) > self.length else [] for ids in whole]  # the last place is the end mark's
         dropped = [str(self.words.decode(ids, skip_special_tokens=True)).strip() for ids in ends]
-        return Tokens(cut["input_ids"], cut["attention_mask"].bool(), dropped)
+        mask = cut["attention_mask"].bool()
+        return Tokens(cut["input_ids"], mask if self.masked else torch.ones_like(mask), dropped)
 
     def read(self, tokens: Tokens) -> Tensor:
         return self.encoder(input_ids=tokens.ids, attention_mask=tokens.mask.long()).last_hidden_state  # [B, L, D]
@@ -73,7 +79,7 @@ def _encoder(kind: str, folder: Path) -> nn.Module:
 
 
 # model_type of a config.json -> the class of transformers that holds the text encoder alone
-ENCODERS = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel"}
+ENCODERS = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
 
 
 def _kind(folder: Path) -> str:

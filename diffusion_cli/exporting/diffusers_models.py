@@ -79,7 +79,7 @@ def _dit(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Mod
         sample_size=network.image_size,
         patch_size=network.patch_size,
         num_embeds_ada_norm=max(network.num_classes, 1),
-        norm_eps=1e-6,
+        norm_eps=keys["norm_eps"],
     )
     peer.load_state_dict(weights_of_theirs(network, peer))
     return peer

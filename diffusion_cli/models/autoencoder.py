@@ -80,7 +80,8 @@ class Autoencoder(nn.Module, ABC):
 class AutoencoderKL(Autoencoder):
     """Latents with a normal distribution each, held near the standard one by its KL divergence.
 
-    widths: channels of each level, each of half the size of the one before; attention: of all pixels of the smallest level.
+    widths: channels of each level, each of half the size of the one before; attention: of all pixels of the smallest level;
+    quant_conv: mixes the channels of the latents once more at both sides of the bottleneck.
     ValueError: a size that cannot be halved so often, widths that groups do not divide, diffusers missing.
     """
 
@@ -95,6 +96,7 @@ class AutoencoderKL(Autoencoder):
         blocks: PositiveInt = 1,
         groups: PositiveInt = 8,
         attention: bool = True,
+        quant_conv: bool = True,
         kl_weight: NonNegativeFloat = 1e-6,
     ):
         super().__init__(channels, image_size, latent_channels, _latent_size(image_size, widths, groups))
@@ -103,7 +105,11 @@ class AutoencoderKL(Autoencoder):
 
         self.peer = Peer(
             **_shape(channels, image_size, latent_channels, widths, blocks, groups, attention),
+            use_quant_conv=quant_conv,
+            use_post_quant_conv=quant_conv,
         )
+        if not quant_conv:
+            self.peer.quant_conv = self.peer.post_quant_conv = nn.Identity()
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, log variance) [B, c, h, w] of the latents of pictures."""

@@ -34,7 +34,6 @@ _FIXED = {  # what our DiT is always, in their words, and what they take where a
     "attention_bias": (True, True),
     "norm_type": ("ada_norm_zero", "ada_norm_zero"),
     "norm_elementwise_affine": (False, False),
-    "norm_eps": (1e-6, 1e-5),
 }
 
 
@@ -63,8 +62,11 @@ def weights_of_theirs(network: DiT, peer: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def weights_of_ours(weights: Mapping[str, Tensor], patch_size: int, classes: int) -> dict[str, Tensor]:
-    """A DiTTransformer2DModel's tensors under the names of our DiT. ValueError: blocks of different embeddings."""
+def weights_of_ours(weights: Mapping[str, Tensor], channels: int, patch_size: int, classes: int) -> dict[str, Tensor]:
+    """A DiTTransformer2DModel's tensors under the names of our DiT, without those of a variance that was learned too.
+
+    ValueError: blocks of different embeddings.
+    """
     ours: dict[str, Tensor] = {}
     for theirs, value in weights.items():
         if (part := _QKV.fullmatch(theirs)) is not None:
@@ -72,7 +74,8 @@ def weights_of_ours(weights: Mapping[str, Tensor], patch_size: int, classes: int
             ours[f"blocks.{part[1]}.attention.qkv.{part[3]}"] = torch.cat(rest)
         elif theirs.startswith("proj_out_2."):
             end, c = theirs.rpartition(".")[2], len(value) // patch_size**2
-            ours[f"patches_out.{end}"] = value.unflatten(0, (patch_size, patch_size, c)).movedim(2, 0).flatten(0, 2)
+            rows = value.unflatten(0, (patch_size, patch_size, c)).movedim(2, 0)  # [c, p, p, ...]
+            ours[f"patches_out.{end}"] = rows[:channels].flatten(0, 2)
         else:
             name = renamed(theirs)
             if name in ours and not torch.equal(ours[name], value):
@@ -88,7 +91,7 @@ def ours_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     channels = config.get("in_channels", 4)
     if any(config.get(key, silent) != value for key, (value, silent) in _FIXED.items()):
         return None
-    if config.get("out_channels") not in (None, channels):
+    if config.get("out_channels") not in (None, channels, 2 * channels):
         return None
     heads = config.get("num_attention_heads", 16)
     return {
@@ -98,4 +101,5 @@ def ours_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
         "heads": heads,
         "dropout": config.get("dropout", 0.0),
         "time_shift": 1,
+        "norm_eps": config.get("norm_eps", 1e-5),
     }

@@ -2,11 +2,13 @@
 
 import re
 
-_RENAMES = (  # in this order
-    (r"(\.attentions\.\d+)\.query\.", r"\1.to_q."),  # attention in files of before 2023, as google/ddpm-*
+_OLD = (  # attention in files of before 2023, as google/ddpm-* and the autoencoder of Stable Diffusion 1
+    (r"(\.attentions\.\d+)\.query\.", r"\1.to_q."),
     (r"(\.attentions\.\d+)\.key\.", r"\1.to_k."),
     (r"(\.attentions\.\d+)\.value\.", r"\1.to_v."),
     (r"(\.attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
+)
+_RENAMES = (  # in this order
     (r"^time_embedding\.linear_(\d)", r"time_embedding.linear\1"),
     (r"^conv_norm_out", "norm_out"),
     (r"^(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1.\2.blocks.\3.residual"),
@@ -22,8 +24,17 @@ _RENAMES = (  # in this order
 )
 
 
+def current(name: str) -> str:
+    """The name that diffusers has for a weight today."""
+    return _applied(_OLD, name)
+
+
 def renamed(name: str) -> str:
     """Their name of a weight -> ours."""
-    for pattern, replacement in _RENAMES:
+    return _applied(_RENAMES, current(name))
+
+
+def _applied(pairs: tuple[tuple[str, str], ...], name: str) -> str:
+    for pattern, replacement in pairs:
         name = re.sub(pattern, replacement, name)
     return name

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from diffusion_cli.models.diffusers_names import renamed
+from diffusion_cli.models.diffusers_peer import peer
 from diffusion_cli.models.network import Network
 from diffusion_cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Rate
-from diffusion_cli.vision import mend_torchvision
 
 _PADDINGS = {"end": 0, "both": 1}
 _ORDERS = {"sin_cos": False, "cos_sin": True}
@@ -125,43 +125,36 @@ class UNet2D(Network):
         num_train_timesteps: PositiveInt | None = None,
     ):
         super().__init__(channels, image_size, num_classes)
-        mend_torchvision()
-        try:
-            from diffusers import UNet2DModel
-        except ImportError:
-            raise ValueError("this network needs the package diffusers: pip install 'diffusion-cli[diffusers]'") from None
-        try:
-            self.peer = UNet2DModel(
-                sample_size=image_size,
-                in_channels=channels,
-                out_channels=channels if out_channels is None else out_channels,
-                center_input_sample=center_input_sample,
-                time_embedding_type=time_embedding_type,
-                time_embedding_dim=time_embedding_dim,
-                freq_shift=freq_shift,
-                flip_sin_to_cos=flip_sin_to_cos,
-                down_block_types=down_block_types,
-                mid_block_type=mid_block_type,
-                up_block_types=up_block_types,
-                block_out_channels=block_out_channels,
-                layers_per_block=layers_per_block,
-                mid_block_scale_factor=mid_block_scale_factor,
-                downsample_padding=downsample_padding,
-                downsample_type=downsample_type,
-                upsample_type=upsample_type,
-                dropout=dropout,
-                act_fn=act_fn,
-                attention_head_dim=attention_head_dim,
-                norm_num_groups=norm_num_groups,
-                attn_norm_num_groups=attn_norm_num_groups,
-                norm_eps=norm_eps,
-                resnet_time_scale_shift=resnet_time_scale_shift,
-                add_attention=add_attention,
-                num_class_embeds=num_classes + 1 if num_classes else None,
-                num_train_timesteps=num_train_timesteps,
-            )
-        except (TypeError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:  # it checks little itself
-            raise ValueError(f"UNet2DModel of diffusers refuses these keys: {' '.join(str(error).split())}") from None
+        keys = {
+            "sample_size": image_size,
+            "in_channels": channels,
+            "out_channels": channels if out_channels is None else out_channels,
+            "center_input_sample": center_input_sample,
+            "time_embedding_type": time_embedding_type,
+            "time_embedding_dim": time_embedding_dim,
+            "freq_shift": freq_shift,
+            "flip_sin_to_cos": flip_sin_to_cos,
+            "down_block_types": down_block_types,
+            "mid_block_type": mid_block_type,
+            "up_block_types": up_block_types,
+            "block_out_channels": block_out_channels,
+            "layers_per_block": layers_per_block,
+            "mid_block_scale_factor": mid_block_scale_factor,
+            "downsample_padding": downsample_padding,
+            "downsample_type": downsample_type,
+            "upsample_type": upsample_type,
+            "dropout": dropout,
+            "act_fn": act_fn,
+            "attention_head_dim": attention_head_dim,
+            "norm_num_groups": norm_num_groups,
+            "attn_norm_num_groups": attn_norm_num_groups,
+            "norm_eps": norm_eps,
+            "resnet_time_scale_shift": resnet_time_scale_shift,
+            "add_attention": add_attention,
+            "num_class_embeds": num_classes + 1 if num_classes else None,
+            "num_train_timesteps": num_train_timesteps,
+        }
+        self.peer = peer("UNet2DModel", keys)
         # a table of embeddings has its last row here, and is asked by whole numbers
         self.last_index = (num_train_timesteps or 1) - 1 if time_embedding_type == "learned" else None
 
@@ -172,9 +165,9 @@ class UNet2D(Network):
         return F[:, : self.channels]  # [B, C, H, W]
 
 
-def keys_of_theirs(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a UNet2DModel's config that UNet2D takes: the rest are facts, or notes of its library."""
-    return {key: value for key, value in config.items() if key in signature(UNet2D).parameters}
+def keys_of_theirs(config: Mapping[str, Any], kind: type[Network]) -> dict[str, Any]:
+    """The part of a config of diffusers that its class behind our contract takes: the rest are facts, or notes."""
+    return {key: value for key, value in config.items() if key in signature(kind).parameters}
 
 
 def with_null(table: Tensor, classes: int) -> Tensor:

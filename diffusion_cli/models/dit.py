@@ -84,12 +84,12 @@ class Attention(nn.Module):
 class DiTBlock(nn.Module):
     """[B, N, D], silu(c) [B, D] and, with a text_width, a text, to [B, N, D]."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, dropout: float, text_width: int):
+    def __init__(self, width: int, heads: int, mlp_width: int, dropout: float, text_width: int, norm_eps: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.attention = Attention(width, heads)
         self.reading = CrossAttention(width, heads, text_width) if text_width else None
-        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps, elementwise_affine=False)
         self.mlp = nn.Sequential(
             nn.Linear(width, mlp_width), nn.GELU(approximate="tanh"), nn.Dropout(dropout), nn.Linear(mlp_width, width)
         )
@@ -106,6 +106,7 @@ class DiTBlock(nn.Module):
 class DiT(Network):
     """patch_size: pixels along a patch's side. mlp_ratio: hidden width of the MLP over the width. dropout: in the MLP.
     time_shift: see time_embedding.py; 0 is the paper's code, 1 that of diffusers, into which such a network can be exported.
+    norm_eps: of the norms before the MLP: 1e-6 the paper's code, 1e-5 what diffusers made of its published weights.
 
     ValueError: patches that do not tile the picture, heads that do not divide the width, a width no multiple of 4.
     """
@@ -124,6 +125,7 @@ class DiT(Network):
         mlp_ratio: PositiveFloat = 4.0,
         dropout: Rate = 0.0,
         time_shift: Literal[0, 1] = 0,
+        norm_eps: PositiveFloat = 1e-6,
     ):
         super().__init__(channels, image_size, num_classes, hint_channels, text_width)
         check_patches(image_size, patch_size, width, heads)
@@ -133,7 +135,8 @@ class DiT(Network):
         self.time_embedding = TimeEmbedding(TIME_WAVES, width, "cos_sin", time_shift)
         self.class_embedding = self.class_table(width)
         self.text_embedding = TextEmbedding(text_width, width) if text_width else None
-        self.blocks = nn.ModuleList(DiTBlock(width, heads, round(width * mlp_ratio), dropout, text_width) for _ in range(depth))
+        mlp_width = round(width * mlp_ratio)
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_width, dropout, text_width, norm_eps) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patches_out = nn.Linear(width, channels * patch_size**2)

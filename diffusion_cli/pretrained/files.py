@@ -1,7 +1,8 @@
 """The files of a pipeline in a folder: JSON and safetensors and nothing else. No code of it is run, and no pickle is opened.
 
     model_index.json                                    which class each part has; without it, the parts are looked for
-    unet/config.json  unet/diffusion_pytorch_model...   weights whole, or in several files with an index
+    unet/config.json  unet/diffusion_pytorch_model...   weights whole, or in several files with an index; vae/ likewise
+    text_encoder/config.json  text_encoder/model...     of transformers, with tokenizer/ beside it
     scheduler/scheduler_config.json
 
 Pipelines of before 2023 have the files of their parts side by side, not in folders (google/ddpm-celebahq-256).
@@ -23,7 +24,8 @@ from diffusion_cli.errors import ConfigError, StorageError
 INDEX = "model_index.json"
 FACTS = "facts.json"  # what diffusion-export says beside a pipeline: names of classes, and whether no label was taught
 STEM = "diffusion_pytorch_model"
-_PICKLES = (f"{STEM}.bin", "pytorch_model.bin")
+TEXT_STEM = "model"
+PICKLES = (f"{STEM}.bin", "pytorch_model.bin")
 
 
 def part(folder: Path, name: str) -> Path:
@@ -44,9 +46,9 @@ def parsed(path: Path) -> dict[str, Any]:
     return value
 
 
-def weights_in(folder: Path) -> list[Path]:
+def weights_in(folder: Path, stem: str = STEM) -> list[Path]:
     """The safetensors files of a network: one, or several that an index names. Raises ConfigError, StorageError."""
-    index = folder / f"{STEM}.safetensors.index.json"
+    index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         names = sorted({str(name) for name in dict(parsed(index).get("weight_map") or {}).values()})
         paths = [folder / Path(name).name for name in names]  # a name cannot lead out of the folder
@@ -54,14 +56,14 @@ def weights_in(folder: Path) -> list[Path]:
         if lacking or not paths:
             raise StorageError(f"{folder} is incomplete: {index.name} names {', '.join(lacking) or 'no file'}")
         return paths
-    whole = [folder / f"{STEM}.safetensors", *sorted(folder.glob(f"{STEM}.*.safetensors"))]  # then fp16 and other variants
+    whole = [folder / f"{stem}.safetensors", *sorted(folder.glob(f"{stem}.*.safetensors"))]  # then fp16 and other variants
     found = next((path for path in whole if path.is_file()), None)
     if found is not None:
         return [found]
-    pickled = next((folder / name for name in _PICKLES if (folder / name).is_file()), None)
+    pickled = next((folder / name for name in PICKLES if (folder / name).is_file()), None)
     if pickled is not None:
         raise ConfigError(pickles_alone(str(pickled)))
-    raise StorageError(f"{folder} has no weights: {STEM}.safetensors is missing")
+    raise StorageError(f"{folder} has no weights: {stem}.safetensors is missing")
 
 
 def pickles_alone(path: str) -> str:

@@ -7,7 +7,7 @@
     ScoreSdeVe                                      VE, twice as strong             UnitScore
 
 A scheduler there is three things at once; here the walk is only the sampler that is taken when none is named. What it lacks of
-theirs: steps_offset (a shift of a grid by one index) and dynamic thresholding.
+theirs: dynamic thresholding, and walks that stop at the first index (set_alpha_to_one false): ours end in clean data.
 """
 
 from collections.abc import Callable, Mapping
@@ -104,7 +104,8 @@ def _grid(config: Config, spacing: str, size: int) -> Node:
         return {"_target_": f"{_SAMPLERS}Karras", "sigma_min": (first / (1 - first)) ** 0.5, "sigma_max": 1e4, "rho": 7.0}
     if config.get("use_beta_sigmas"):
         return {"_target_": f"{_SAMPLERS}Beta"}
-    return {"_target_": _SAMPLERS + _SPACINGS.get(spacing, "Leading"), "table": size}
+    shifted = {"offset": int(config.get("steps_offset", 0))} if spacing == "leading" else {}
+    return {"_target_": _SAMPLERS + _SPACINGS.get(spacing, "Leading"), "table": size, **shifted}
 
 
 # -- rules of walks ----------------------------------------------------------------------------------------------------

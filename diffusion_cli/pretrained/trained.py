@@ -51,8 +51,9 @@ class Trained(Protocol):
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pipeline of another library in our words. said: the place as the user would name it, its revision included; home: a
-    folder of the user's, never that of the files. read: the weights by our names. step is 0: the files do not say it."""
+    """A pipeline of another library in our words, or an autoencoder. said: the place as the user would name it, its revision
+    included; home: a folder of the user's, never that of the files. read: the tensors by the names that a checkpoint has for
+    them. step is 0: the files do not say it."""
 
     folder: Path
     home: Path
@@ -75,6 +76,6 @@ class Pretrained:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         try:
-            return {f"denoiser.network.{key}": value for key, value in self.read().items()}
+            return dict(self.read())
         except (ValueError, KeyError, IndexError, RuntimeError) as error:  # tensors of other names or shapes than the config's
             raise Damaged(f"{self.said}: {error}") from None

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffusion_cli.ranges import Fraction, PositiveFloat, PositiveInt
+from diffusion_cli.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 from diffusion_cli.schedules import Schedule
 
 
@@ -122,14 +122,16 @@ class LogSNR(Grid):
 
 @dataclass(frozen=True)
 class Leading(Grid):
-    """Indices 0, N//n, 2 (N//n) ...: starts a little below pure noise."""
+    """Indices 0, N//n, 2 (N//n) ...: starts a little below pure noise. offset: added to each as far as the table goes (Stable
+    Diffusion has 1)."""
 
     table: PositiveInt = 1000
+    offset: NonNegativeInt = 0
 
     def times(self, steps: int, schedule: Schedule) -> Tensor:
         _check_table(steps, self.table)
         k = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (self.table // steps)
-        return _to_zero((k + 1) / self.table)
+        return _to_zero((k + min(self.offset, self.table - 1 - float(k[0])) + 1) / self.table)
 
 
 @dataclass(frozen=True)

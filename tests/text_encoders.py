@@ -1,0 +1,37 @@
+"""Text encoders of transformers with random weights, each with its tokenizer: a CLIP's and a T5."""
+
+from typing import Any
+
+import torch
+
+from diffusion_cli.conditioning import learned
+from diffusion_cli.models.clip import END, PAD, START
+
+TEXTS = ["grinning face", "grinning cat", "cat face", "the moon, half seen", "face of a cat"] * 3
+WIDTH, LENGTH = 16, 12
+
+
+def encoders() -> dict[str, tuple[Any, Any]]:
+    """By model_type: encoder and tokenizer."""
+    from tokenizers import Tokenizer as Made
+    from tokenizers import processors
+    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    base = Made.from_str(learned(TEXTS, 300))
+    size = base.get_vocab_size()
+    marks = [("<|start|>", START), ("<|end|>", END)]
+    sizes = {"vocab_size": size, "bos_token_id": START, "eos_token_id": END, "pad_token_id": PAD}
+    clip = CLIPTextModel(
+        CLIPTextConfig(hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+                       max_position_embeddings=LENGTH, **sizes)
+    )  # fmt: skip
+    t5 = T5EncoderModel(T5Config(d_model=WIDTH, d_ff=16, d_kv=8, num_layers=2, num_heads=2, vocab_size=size, pad_token_id=PAD))
+    found = {}
+    for name, encoder, template in (("clip", clip, "<|start|> $A <|end|>"), ("t5", t5, "$A <|end|>")):
+        base.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=base, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|pad|>", model_max_length=LENGTH
+        )
+        found[name] = (encoder.eval().requires_grad_(False), fast)
+    return found
