@@ -41,8 +41,13 @@ def with_scale(argv: list[str]) -> list[str]:
 def with_texts(argv: list[str]) -> list[str]:
     """prompt=... may hold any sign: it is quoted, unless it is a list, quoted already, or a sweep."""
     found = [re.fullmatch(r"(prompt|negative)=(?!null$)([^\['\"].*)", word, flags=re.S) for word in argv]
-    quoted = ['{}="{}"'.format(match[1], re.sub(r'([\\"])', r"\\\1", match[2])) if match else "" for match in found]
-    return argv if cli.is_multirun(argv) else [word or whole for word, whole in zip(quoted, argv, strict=True)]
+    quoted = [f'{match[1]}="{_escaped(match[2])}"' if match else word for word, match in zip(argv, found, strict=True)]
+    return argv if cli.is_multirun(argv) else quoted
+
+
+def _escaped(text: str) -> str:
+    """Within double quotes: Hydra takes a backslash for itself, but before a quotation mark."""
+    return re.sub(r"(\\+)$", r"\1\1", re.sub(r'(\\*)"', r'\1\1\\"', text))
 
 
 def task(composed: DictConfig) -> None:
