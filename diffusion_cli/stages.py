@@ -21,10 +21,10 @@ from diffusion_cli.build import build
 from diffusion_cli.codecs import Codec
 from diffusion_cli.conditioning import ClipText, Conditioner, Pretrained
 from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.finding import find, load_clip, load_codec
 from diffusion_cli.pretrained.texts import digest_of
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.ranges import PositiveInt
-from diffusion_cli.sampling.finding import find, load_clip, load_codec
 
 FOLDER = "parts"
 NAMES = Stages.NAMES

@@ -27,9 +27,9 @@ from diffusion_cli.data import Dataset, Pictures
 from diffusion_cli.data.dataset import class_id
 from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.errors import ConfigError, UserError
+from diffusion_cli.finding import find, load_denoiser
 from diffusion_cli.randomness import Source
 from diffusion_cli.samplers import Sampler, last
-from diffusion_cli.sampling.finding import find, load_denoiser
 from diffusion_cli.walking import walk
 
 SURE = 0.9  # the probability from which a digit is accepted

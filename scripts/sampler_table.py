@@ -31,9 +31,9 @@ from diffusion_cli.build import build
 from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import UserError
+from diffusion_cli.finding import find, load_denoiser
 from diffusion_cli.randomness import Source
 from diffusion_cli.samplers import Denoise, Sampler, State, last
-from diffusion_cli.sampling.finding import find, load_denoiser
 from diffusion_cli.schedules import EDM, Betas, Flow, Schedule
 from diffusion_cli.walking import walk
 

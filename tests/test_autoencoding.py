@@ -21,11 +21,11 @@ from diffusion_cli.data.pixels import to_float
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.evaluation.reconstruction import psnr, ssim
 from diffusion_cli.evaluation.words import higher_is_better
+from diffusion_cli.finding import find, load_codec, load_denoiser
 from diffusion_cli.models.autoencoder import AutoencoderKL, AutoencoderVQ, kl
 from diffusion_cli.models.codebook import Codebook
 from diffusion_cli.objectives import Autoencoding
 from diffusion_cli.randomness import Source
-from diffusion_cli.sampling.finding import find, load_codec, load_denoiser
 
 KL = ("objective=autoencoding", "model=autoencoder_kl", "model.widths=[8,8]", "model.groups=4", "model.latent_channels=3")
 VQ = ("objective=autoencoding", "model=autoencoder_vq", "model.widths=[8,8]", "model.groups=4", "model.latent_channels=3",

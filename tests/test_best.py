@@ -17,8 +17,8 @@ from diffusion_cli.best import Best
 from diffusion_cli.errors import ConfigError, Stopped
 from diffusion_cli.evaluation import watch
 from diffusion_cli.evaluation.run import evaluate
+from diffusion_cli.finding import find
 from diffusion_cli.runs import status_of
-from diffusion_cli.sampling.finding import find
 from diffusion_cli.trainer import Trainer
 
 METRICS = ("trainer.metrics=[kid]", "features=raw", "trainer.metrics_n=12")

@@ -26,6 +26,7 @@ from diffusion_cli.optimizers import Optimizer
 from diffusion_cli.randomness import Source
 from diffusion_cli.settings import Plan
 from diffusion_cli.signatures import signature
+from diffusion_cli.stages import opened
 from diffusion_cli.trainer import Trainer
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -139,6 +140,8 @@ def test_the_groups_are_there() -> None:
 def test_option(group: str, option: str) -> None:
     """Composed, checked, its keys its constructor's, rehearsed at its own size, trained two steps at a tiny one."""
     words = words_of(group, option)
+    place = {"latents": ["codec.ckpt=missing-run"], "clip": ["texts.ckpt=missing-run"], "encoder": ["texts.name=missing-run"]}
+    words = [*words, "dataset.labels=false", *place[option]] if group in config.STAGES else words
     node = compose(*words)
     plan = config.check_train(node)
     given = TRAIN_GROUPS.get(group, ("", ()))[1]
@@ -146,6 +149,10 @@ def test_option(group: str, option: str) -> None:
     for path, part in objects(option_at(node, group)):
         expected = set(signature(part["_target_"]).parameters) - set(given if not path else ())
         assert set(part) - {"_target_"} == expected, f"{group}/{option}.yaml {path}"
+    if group in config.STAGES:  # of a run that is not there; tests/test_text_to_image.py has one
+        with pytest.raises(ConfigError, match="missing-run"):
+            opened(plan.node, Path("nowhere"))
+        return
     if group == "guidance" and option in SECOND:
         with pytest.raises(ConfigError, match="guidance"):
             rehearse(plan.node)

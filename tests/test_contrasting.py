@@ -18,10 +18,10 @@ from diffusion_cli.errors import ConfigError, DataError
 from diffusion_cli.evaluation.clip_score import matched, shuffled
 from diffusion_cli.evaluation.retrieval import cosines, retrieval
 from diffusion_cli.features import ClipRun
+from diffusion_cli.finding import find, load_clip, load_denoiser
 from diffusion_cli.objectives import Contrasting
 from diffusion_cli.objectives.contrasting import info_nce
 from diffusion_cli.randomness import Source
-from diffusion_cli.sampling.finding import find, load_clip, load_denoiser
 
 TINY = (
     "objective=contrasting", "model=clip", "model.width=16", "model.depth=1", "model.heads=2", "model.patch=4",

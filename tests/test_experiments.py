@@ -1,6 +1,9 @@
 """Every experiment and sweep composes to what its file says, word for word."""
 
 import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,12 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from tiny import compose
+from torch import Tensor
 
 from diffusion_cli import config
-from diffusion_cli.assembly import rehearse
+from diffusion_cli.assembly import Facts, Stages, autoencoder_of, rehearse
+from diffusion_cli.conditioning import Conditioner
+from diffusion_cli.conditioning.tokenizer import Tokens
 from diffusion_cli.config import CONFIGS
 from diffusion_cli.objectives import Objective
 from diffusion_cli.settings import flat
@@ -42,8 +48,9 @@ def stated(file: Path, node: dict[str, Any]) -> dict[str, Any]:
     whole = OmegaConf.create(node)
     found = flat(OmegaConf.to_container(said, resolve=False))
     for key, value in found.items():
-        reference = re.fullmatch(r"\$\{([\w.]+)\}", str(value))
-        found[key] = OmegaConf.select(whole, reference[1]) if reference else value
+        reference = re.fullmatch(r"\$\{([\w.]+)\}(.*)", str(value))
+        referred = reference and OmegaConf.select(whole, reference[1])
+        found[key] = (f"{referred}{reference[2]}" if reference[2] else referred) if reference else value
     return found
 
 
@@ -66,8 +73,29 @@ def test_every_choice_that_it_states_is_made(file: Path) -> None:
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=names)
 def test_it_can_be_run(file: Path) -> None:
-    """Checked clean, and every constructor takes its values (without memory)."""
-    assert isinstance(rehearse(config.check_train(run_of(file)).node), Objective)
+    """Checked clean, and every constructor takes its values (without memory); the frozen parts are those that it asks for."""
+    node = config.check_train(run_of(file)).node
+    assert isinstance(rehearse(node, stages=stages_for(node)), Objective)
+
+
+def stages_for(node: dict[str, Any]) -> Stages:
+    stages = Stages()
+    if node["codec"] is not None:
+        own = compose(f"experiment={Path(node['codec']['ckpt']).name}", "dataset.path=DIR")
+        sizes = Facts(channels=3, image_size=own["dataset"]["size"], classes=[], taught=[], fingerprint="")
+        stages = replace(stages, codec=autoencoder_of(own, sizes))
+        stages.codec.digest = "of a run"
+    return stages if node["texts"] is None else replace(stages, texts=Words())
+
+
+class Words(Conditioner):
+    width, length, digest = 128, 77, "of a run"
+
+    def tokenised(self, texts: Sequence[str]) -> Tokens:
+        raise NotImplementedError
+
+    def read(self, tokens: Tokens) -> Tensor:
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=names)
@@ -83,7 +111,7 @@ def test_its_header_says_what_it_is(file: Path) -> None:
 def test_commands_in_its_header_compose(file: Path) -> None:
     """What stands there to be copied is right."""
     for command in re.findall(r"^# +(diffusion-(?:train|sample) .*?)(?:  +.*)?$", file.read_text(), re.M):
-        program, *words = command.split()
+        program, *words = shlex.split(command)
         words = [word for word in words if not word.startswith("-")]
         if program == "diffusion-sample":
             config.check_sample(compose(*words, primary="sample"))
@@ -92,7 +120,8 @@ def test_commands_in_its_header_compose(file: Path) -> None:
         swept = next((word for word in words if "," in word), None)
         for value in swept.partition("=")[2].split(",") if swept else [None]:
             here = [f"{swept.partition('=')[0]}={value}" if word == swept and swept else word for word in words]
-            rehearse(config.check_train(compose(*here)).node)
+            node = config.check_train(compose(*here)).node
+            rehearse(node, stages=stages_for(node))
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=names)

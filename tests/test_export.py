@@ -31,12 +31,12 @@ from diffusion_cli.exporting import export
 from diffusion_cli.exporting.folder import portable
 from diffusion_cli.exporting.moves import walk_of
 from diffusion_cli.exporting.parcel import Model
+from diffusion_cli.finding import find, load_denoiser
 from diffusion_cli.models import Network
 from diffusion_cli.predictions import X0, Eps, NextStep, Preconditioned, Prediction, V, Velocity
 from diffusion_cli.samplers import Ancestral, Uniform
 from diffusion_cli.samplers.sampler import last
 from diffusion_cli.sampling import sample
-from diffusion_cli.sampling.finding import find, load_denoiser
 from diffusion_cli.schedules import EDM, VE, VP, Betas, Flow, Mix, Schedule
 
 BIN = Path(sys.executable).parent

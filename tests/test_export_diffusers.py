@@ -23,10 +23,10 @@ from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.exporting import diffusers_models
 from diffusion_cli.exporting.diffusers_schedulers import Peer, peer_of
+from diffusion_cli.finding import find, load_denoiser
 from diffusion_cli.models import DiT, Network, UNet
 from diffusion_cli.predictions import X0, Eps, NextStep, Preconditioned, Prediction, Score, V, Velocity
 from diffusion_cli.samplers import Ancestral, Grid, Karras, Leading, Listed, State, Trailing
-from diffusion_cli.sampling.finding import find, load_denoiser
 from diffusion_cli.schedules import EDM, VE, VP, Betas, Flow, Mix, Schedule, Shifted
 from diffusion_cli.vision import mend_torchvision
 

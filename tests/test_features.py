@@ -14,7 +14,7 @@ from diffusion_cli.assembly import Facts
 from diffusion_cli.build import build
 from diffusion_cli.errors import ConfigError, StorageError, UserError
 from diffusion_cli.features import Extractor, Features, inception
-from diffusion_cli.sampling.finding import find, load_classifier
+from diffusion_cli.finding import find, load_classifier
 from diffusion_cli.vision import mend_torchvision
 
 CPU = torch.device("cpu")

@@ -25,11 +25,11 @@ from diffusion_cli import config
 from diffusion_cli.build import build
 from diffusion_cli.errors import ConfigError, DataError, StorageError, UserError
 from diffusion_cli.exporting import export
+from diffusion_cli.finding import find, load_denoiser
 from diffusion_cli.models import UNet, UNet2D
 from diffusion_cli.models.diffusers_unet import ours_of, theirs_of
 from diffusion_cli.samplers import Sampler
 from diffusion_cli.sampling import sample
-from diffusion_cli.sampling.finding import find, load_denoiser
 from diffusion_cli.vision import mend_torchvision
 
 mend_torchvision()

@@ -25,11 +25,11 @@ from torch import Tensor
 from diffusion_cli import config
 from diffusion_cli.build import build
 from diffusion_cli.errors import UserError
+from diffusion_cli.finding import find, load_codec, load_denoiser
 from diffusion_cli.guidance import CFG, Unguided
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.samplers import Ancestral, Sampler, last
 from diffusion_cli.sampling import sample
-from diffusion_cli.sampling.finding import find, load_codec, load_denoiser
 from diffusion_cli.stages import stages_of
 from diffusion_cli.vision import mend_torchvision
 from diffusion_cli.walking import asking

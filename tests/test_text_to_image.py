@@ -16,12 +16,12 @@ from diffusion_cli import config
 from diffusion_cli.conditioning import padding
 from diffusion_cli.errors import ConfigError, StorageError
 from diffusion_cli.exporting.run import export
+from diffusion_cli.finding import find, load_denoiser
 from diffusion_cli.guidance import CFG
 from diffusion_cli.objectives.denoising import Denoising
 from diffusion_cli.randomness import Source
 from diffusion_cli.runs import cache_home
 from diffusion_cli.sampling import sample
-from diffusion_cli.sampling.finding import find, load_denoiser
 from diffusion_cli.stages import stages_of
 
 pytest.importorskip("diffusers")

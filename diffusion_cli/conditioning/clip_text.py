@@ -10,7 +10,7 @@ from diffusion_cli.models.clip import Clip
 
 
 class ClipText(Conditioner):
-    """clip, tokenizer: of one checkpoint (sampling/finding.py, load_clip). The tokens are those after the last norm."""
+    """clip, tokenizer: of one checkpoint (finding.py, load_clip). The tokens are those after the last norm."""
 
     def __init__(self, clip: Clip, tokenizer: Tokenizer):
         super().__init__()

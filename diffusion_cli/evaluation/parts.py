@@ -21,11 +21,11 @@ from diffusion_cli.evaluation.rows import Make
 from diffusion_cli.evaluation.samples import Look, Samples, directions, rows_of_samples, shares_of
 from diffusion_cli.evaluation.words import ENOUGH, OF_PICTURES, OF_SAMPLES
 from diffusion_cli.features import Extractor, Features
+from diffusion_cli.finding import load_denoiser
 from diffusion_cli.objectives.captions import captions
 from diffusion_cli.options import option_of
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
-from diffusion_cli.sampling.finding import load_denoiser
 from diffusion_cli.sampling.maker import maker_of
 from diffusion_cli.schedules import Mix
 from diffusion_cli.settings import Evaluate, Measurement

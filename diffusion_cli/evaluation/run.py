@@ -21,9 +21,9 @@ from diffusion_cli.evaluation.figures import Figure, shown
 from diffusion_cli.evaluation.parts import Part, of_pictures, of_samples
 from diffusion_cli.evaluation.rows import Ledger
 from diffusion_cli.evaluation.words import OF_PICTURES, OF_SAMPLES
+from diffusion_cli.finding import dataset_of, find
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import on_board, say
-from diffusion_cli.sampling.finding import dataset_of, find
 from diffusion_cli.sampling.question import alone
 from diffusion_cli.settings import Evaluate, Measurement
 from diffusion_cli.signals import listening

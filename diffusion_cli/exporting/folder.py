@@ -32,7 +32,7 @@ From Python, a denoiser that answers `denoiser(x, t, labels) -> x0`, t from 0 (d
 
 ```python
 from pathlib import Path
-from diffusion_cli.sampling.finding import find, load_denoiser
+from diffusion_cli.finding import find, load_denoiser
 
 denoiser = load_denoiser(find(Path(".")), "{weights}"{_trusted(model)})
 ```"""

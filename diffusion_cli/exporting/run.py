@@ -14,8 +14,8 @@ from diffusion_cli.exporting.folder import folder, safetensors_file
 from diffusion_cli.exporting.graphs import onnx, torch_export
 from diffusion_cli.exporting.parcel import Model, Parcel
 from diffusion_cli.exporting.story import Story, story_of
+from diffusion_cli.finding import find, load_denoiser
 from diffusion_cli.runs import say
-from diffusion_cli.sampling.finding import find, load_denoiser
 from diffusion_cli.settings import Export
 
 FORMS: dict[str, Callable[[Model], Parcel]] = {

@@ -16,8 +16,8 @@ from diffusion_cli.assembly import Facts
 from diffusion_cli.data.pixels import to_float
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.features.features import Extractor, Features, Seen
+from diffusion_cli.finding import find, load_classifier
 from diffusion_cli.models import Classifier as Network
-from diffusion_cli.sampling.finding import find, load_classifier
 
 
 @dataclass(frozen=True)

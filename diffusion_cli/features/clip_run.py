@@ -16,7 +16,7 @@ from diffusion_cli.assembly import Facts
 from diffusion_cli.data.pixels import to_float
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.features.features import Extractor, Features, Seen
-from diffusion_cli.sampling.finding import find, load_clip
+from diffusion_cli.finding import find, load_clip
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from diffusion_cli.assembly import Facts
 from diffusion_cli.checkpoint import folders
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.finding import find, load_classifier, load_denoiser
 from diffusion_cli.guidance import Helper
 from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.pretrained.trained import Trained
-from diffusion_cli.sampling.finding import find, load_classifier, load_denoiser
 
 _LOAD = {Denoiser: load_denoiser, NoisyClassifier: load_classifier}
 

@@ -14,12 +14,12 @@ from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.devices import Compute
 from diffusion_cli.editing import Between, Edit, Start, invert
 from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.finding import load_denoiser
 from diffusion_cli.guidance import Guidance
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.randomness import Source
 from diffusion_cli.samplers import Sampler, State
 from diffusion_cli.sampling.beginning import Space, beginning
-from diffusion_cli.sampling.finding import load_denoiser
 from diffusion_cli.sampling.helping import second_of
 from diffusion_cli.sampling.telling import Told, labelled, prompted, prompts_of
 from diffusion_cli.settings import Request, Sample

@@ -17,10 +17,10 @@ from diffusion_cli.data import Dataset, Pictures
 from diffusion_cli.devices import Compute
 from diffusion_cli.evaluation.middle import LOG_SNR, Middle, middle_of
 from diffusion_cli.evaluation.nearest import AMONG, Near, close, copied, nearest, threshold
+from diffusion_cli.finding import load_denoiser
 from diffusion_cli.objectives.denoising import gather
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
-from diffusion_cli.sampling.finding import load_denoiser
 from diffusion_cli.sampling.together import give_up
 from diffusion_cli.settings import Sample
 from diffusion_cli.signals import StopRequest

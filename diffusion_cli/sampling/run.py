@@ -10,10 +10,10 @@ import torch
 from diffusion_cli import drawing, storage
 from diffusion_cli.devices import Compute, choose
 from diffusion_cli.distributed import Process, process
+from diffusion_cli.finding import dataset_of, find
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
 from diffusion_cli.sampling import question
-from diffusion_cli.sampling.finding import dataset_of, find
 from diffusion_cli.sampling.formats import FORMATS
 from diffusion_cli.sampling.maker import Maker, check_prompts, maker_of
 from diffusion_cli.sampling.making import Work
