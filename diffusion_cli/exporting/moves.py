@@ -99,9 +99,7 @@ def example(model: Model) -> tuple[torch.Tensor, ...]:
     """
     network = model.denoiser.network
     if network.text_width:
-        raise ConfigError(
-            f"a network that reads texts, as this {type(network).__name__}, is no graph so far: to=folder takes it"
-        )
+        raise ConfigError(f"a network that reads texts ({type(network).__name__}) is no graph so far: to=folder takes it")
     x = torch.zeros(2, network.channels + network.hint_channels, network.image_size, network.image_size)
     labels = (torch.zeros(2, dtype=torch.long),) if network.num_classes else ()
     return x, torch.ones(2), *labels
