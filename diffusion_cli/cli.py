@@ -111,7 +111,7 @@ def _checked(argv: list[str], command: str, primary: str) -> list[str]:
             raise ConfigError(f"{word}: keys can be changed but not added or removed: write {word.lstrip('+~')}")
         if word.startswith("=") or ("=" not in word and not word.startswith("hydra")):
             raise ConfigError(f"{word}: settings are written key=value, see {command} --help")
-        words += as_meant(with_home(word), is_multirun(argv))
+        words.append(with_home(word))
     return [*flags, *words]
 
 
@@ -119,17 +119,6 @@ def with_home(word: str) -> str:
     """key=~/folder with the home folder's path: a shell leaves the ~ behind a = alone, and Hydra cannot read it."""
     key, equals, value = word.partition("=")
     return f"{key}={Path(value).expanduser()}" if equals and value.startswith("~/") else word
-
-
-def as_meant(word: str, multirun: bool) -> list[str]:
-    """guidance=5 is classifier-free guidance of that scale; a prompt may hold any sign, unless it is one of a sweep."""
-    key, _, value = word.partition("=")
-    if key == "guidance" and re.fullmatch(r"\d+(\.\d*)?", value):
-        return ["guidance=cfg", f"guidance.scale={value}"]
-    if key in ("prompt", "negative") and not multirun and value and value != "null" and value[0] not in "['\"":
-        text = value.replace("\\", "\\\\").replace('"', '\\"')
-        return [f'{key}="{text}"']
-    return [word]
 
 
 def _hydra(primary: str, task: Callable[..., object], argv: list[str]) -> None:

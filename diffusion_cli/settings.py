@@ -31,7 +31,7 @@ class Trainer:
     metrics: tuple[
         Literal[
             "fid", "kid", "inception_score", "precision", "recall", "density", "coverage", "class_accuracy",
-            "sliced_wasserstein",
+            "sliced_wasserstein", "clip_score", "clip_score_shuffled",
         ],
         ...,
     ]  # fmt: skip
@@ -118,7 +118,7 @@ class Evaluate:
         Literal[
             "denoising", "bound", "bits",
             "fid", "kid", "inception_score", "precision", "recall", "density", "coverage", "class_accuracy",
-            "sliced_wasserstein",
+            "sliced_wasserstein", "clip_score", "clip_score_shuffled",
         ],
         ...,
     ]  # fmt: skip

@@ -430,3 +430,18 @@ def test_a_path_is_said_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(f"{BIN}/diffusion-train --help | head -1", shell=True, capture_output=True, text=True, cwd=tmp_path)
     assert done.stderr == "" and done.stdout.startswith("diffusion-train")
+
+
+@pytest.mark.parametrize(
+    "text", ['a "b", {c}=d\\e', "plain", "it's", "end\\", 'x\\"y', "ünï, (c) [d]:", "a=b", "  spaced ", "5"]
+)
+def test_a_prompt_may_hold_any_sign(text: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from diffusion_cli.commands.sample import with_texts
+
+    for word in ("prompt", "negative"):
+        (quoted,) = with_texts([f"{word}={text}"])
+        assert OverridesParser.create().parse_override(quoted).value() == text
+    lists = ["prompt=[a,b]", 'prompt="a"', "prompt='a'", "prompt=null", "n=5"]
+    assert with_texts(lists) == lists and with_texts(["-m", "prompt=a,b"]) == ["-m", "prompt=a,b"]

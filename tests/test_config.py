@@ -151,7 +151,7 @@ def test_option(group: str, option: str) -> None:
             rehearse(plan.node)
         return
     if option == "mmdit":  # tests/test_text_networks.py
-        with pytest.raises(ConfigError, match="model: MMDiT reads texts, and none were chosen: .* choose model=dit"):
+        with pytest.raises(ConfigError, match=r"model: MMDiT reads texts, and none were chosen: .* choose model=dit"):
             rehearse(plan.node)
         return
     rehearse(config.check_train(changed(node, "dataset.size=32", "dataset.channels=3")).node)

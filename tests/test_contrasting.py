@@ -15,8 +15,9 @@ from diffusion_cli.assembly import Facts, objective_of
 from diffusion_cli.conditioning import learned
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.errors import ConfigError, DataError
-from diffusion_cli.evaluation.clip_score import scores
+from diffusion_cli.evaluation.clip_score import matched, shuffled
 from diffusion_cli.evaluation.retrieval import cosines, retrieval
+from diffusion_cli.features import ClipRun
 from diffusion_cli.objectives import Contrasting
 from diffusion_cli.objectives.contrasting import info_nce
 from diffusion_cli.randomness import Source
@@ -201,20 +202,22 @@ def test_it_learns_and_goes_on_to_the_bit(whole: Path) -> None:
 
 def test_a_checkpoint_is_whole(whole: Path) -> None:
     """Encoders and tokenizer from it alone; a picture fits its own text better than another's."""
-    clip, tokenizer = load_clip(find(whole), "ema")
     names = [f"a {colour} square at the {corner}" for colour in ("red", "blue") for corner in ("top left", "bottom right")]
     lines = (whole.parent / "data" / "metadata.csv").read_text().splitlines()[1:]
     files = {text.lower(): name for name, text in (line.split(",") for line in lines)}
     import numpy as np
 
     images = [torch.from_numpy(np.array(Image.open(whole.parent / "data" / files[name]))).permute(2, 0, 1) for name in names]
-    found = scores(clip, tokenizer, torch.stack(images), names, batch=3)
-    assert found.matched.shape == (4,) and float(found.matched.mean()) > float(found.shuffled.mean()) + 0.2
-    large = torch.stack(images).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    assert (scores(clip, tokenizer, large, names).matched - found.matched).abs().max() < 0.2, "of another size"
-    assert scores(clip, tokenizer, torch.stack(images[:2]), ["same"] * 2).shuffled.isnan().all()
-    with pytest.raises(ValueError, match="4 pictures and 3 texts"):
-        scores(clip, tokenizer, torch.stack(images), names[:3])
+    judge = ClipRun(str(whole)).open(find(whole).config["facts"], torch.device("cpu"))
+    assert judge.read is not None
+    pixels = torch.stack(images)
+    u, v = judge(pixels).features, judge.read(names)
+    assert matched(u, v) > shuffled(u, v) + 0.2
+    large = pixels.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert abs(matched(judge(large).features, v) - matched(u, v)) < 0.2, "of another size"
+    assert shuffled(u[:2], v[:1].expand(2, -1)) != shuffled(u, v) and math.isnan(shuffled(u[:2], v[:1].expand(2, -1)))
+    order = [1, 2, 3, 0]
+    assert shuffled(u, v) == pytest.approx(float((u * v[order]).sum(1).mean()), abs=1e-6)
 
 
 def test_what_it_is_for_is_said_in_one_line(whole: Path) -> None:

@@ -73,7 +73,7 @@ def batch(channels: int, size: int, count: int = 2, seed: int = 2):
 
 
 def told(network: Network, *labels: int) -> torch.Tensor | None:
-    """The labels [B], or for a reader a text [B, 4, D] for each of them, with up to two tokens of padding; None: without either."""
+    """The labels [B], or for a reader a text [B, 4, D] for each of them, some with padding; None: without either."""
     if network.text_width:
         words = torch.randn(NULL + 1, 4, network.text_width, generator=torch.Generator().manual_seed(4))
         words[::3, 2:], words[::2, 0] = 0, 0

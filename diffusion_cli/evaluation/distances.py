@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.evaluation import clip_score
 from diffusion_cli.vision import mend_torchvision
 
 SUBSETS, SUBSET = 100, 1000  # of kid
@@ -33,17 +34,22 @@ ROWS = 2000  # vectors whose distances to all others are held at once
 
 @dataclass(frozen=True, eq=False)
 class Cloud:
-    """Vectors of pictures, on the host. features [n, D] float32, logits [n, K], labels [n], projections [n, P] as far as they
-    were asked for. given: mean [D] and covariance [D, D] float64, where they are known."""
+    """Vectors of pictures, on the host. features [n, D] float32, logits [n, K], labels [n], projections [n, P], texts [n, D] as
+    far as they were asked for. given: mean [D] and covariance [D, D] float64, where they are known."""
 
     features: Tensor | None = None
     logits: Tensor | None = None
     labels: Tensor | None = None
     projections: Tensor | None = None
+    texts: Tensor | None = None
     given: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return next(len(part) for part in (self.features, self.projections) if part is not None)
+
+    def with_texts(self) -> tuple[Tensor, Tensor]:
+        assert self.features is not None and self.texts is not None
+        return self.features, self.texts
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -154,6 +160,8 @@ MEASURES: dict[str, Callable[[Cloud, Cloud], float]] = {
     "coverage": coverage,
     "class_accuracy": class_accuracy,
     "sliced_wasserstein": sliced_wasserstein,
+    "clip_score": lambda samples, real: clip_score.matched(*samples.with_texts()),
+    "clip_score_shuffled": lambda samples, real: clip_score.shuffled(*samples.with_texts()),
 }
 
 

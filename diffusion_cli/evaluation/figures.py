@@ -35,7 +35,7 @@ def over_draws(values: Sequence[float]) -> Figure:
 
 def draws_of(table: Mapping[str, Tensor], n: int) -> list[Cloud]:
     """The rows of a table as clouds of n."""
-    names = ("features", "logits", "labels", "projections")
+    names = ("features", "logits", "labels", "projections", "texts")
     columns = {name: table[name].split(n) if name in table else None for name in names}
     count = len(next(iter(table.values()))) // n
     return [Cloud(*(None if columns[name] is None else columns[name][draw] for name in names)) for draw in range(count)]

@@ -83,7 +83,7 @@ def of_samples(found: Trained, dataset: Dataset, wanted: Measurement, metrics: l
     shares = None
     if facts["taught"]:
         shares = shares_of(pictures if split == "train" else _loaded(dataset, "train")[0])
-    check_labels(metrics, shares is not None, look.extractor, facts["classes"])
+    check_told(metrics, shares is not None, "texts" in facts, look.extractor, facts["classes"])
     warn(metrics, n)
     times = f", {settings.repeats} times" if settings.repeats > 1 else ""
     say(f"{n:,} samples{times} in {maker.sampler.steps} steps beside the {len(pictures):,} pictures of the {split} split")
@@ -124,11 +124,14 @@ def look_of(
     return Look(extractor, directions(facts["channels"] * facts["image_size"] ** 2, device) if in_pixels else None)
 
 
-def check_labels(metrics: Sequence[str], told: bool, extractor: Extractor | None, classes: list[str]) -> None:
-    """ConfigError where the samples' classes cannot be judged. told: whether they are made by label."""
+def check_told(metrics: Sequence[str], told: bool, read: bool, extractor: Extractor | None, classes: list[str]) -> None:
+    """ConfigError where the samples' classes or texts cannot be judged. told, read: whether they are made by label, by text."""
     words = ",".join(metric for metric in metrics if OF_SAMPLES[metric].labels)
     if words and not told:
         raise ConfigError(f"metrics={words}: this network was trained without labels, so no class is asked for")
+    texts = ",".join(metric for metric in metrics if OF_SAMPLES[metric].texts)
+    if texts and not read:
+        raise ConfigError(f"metrics={texts}: this network was trained without texts, so no caption is asked for")
     if words and (extractor is None or extractor.classes != classes):
         raise ConfigError(f"metrics={words}: these features do not know the classes of this run; try features=classifier")
 

@@ -136,6 +136,8 @@ def rows_of_samples(samples: Samples, look: Look, ids: Tensor) -> Mapping[str, T
     with counted(samples.denoiser, samples.helper) as calls:
         images = samples.pixels(ids)
     columns = look.columns(images)
+    if samples.captions and look.extractor is not None and look.extractor.read is not None:
+        columns["texts"] = look.extractor.read(samples.prompts(ids)).float().cpu()
     labels = samples.labels(ids)
     if labels is not None:
         columns["labels"] = labels

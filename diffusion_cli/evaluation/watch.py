@@ -13,7 +13,7 @@ from diffusion_cli.data import Pictures
 from diffusion_cli.devices import Compute
 from diffusion_cli.errors import Stopped
 from diffusion_cli.evaluation.figures import draws_of, of_samples
-from diffusion_cli.evaluation.parts import check_labels, look_of, warn
+from diffusion_cli.evaluation.parts import check_told, look_of, warn
 from diffusion_cli.evaluation.reference import Reference, reference_of
 from diffusion_cli.evaluation.rows import made
 from diffusion_cli.evaluation.samples import Look, Samples, rows_of_samples, shares_of
@@ -77,7 +77,7 @@ def watch_of(plan: Plan, pictures: Pictures, facts: Facts, compute: Compute) -> 
     parts: Mapping[str, Any] = plan.node
     look = look_of(parts.get("features"), settings.metrics, facts, compute.device, trust)
     shares = shares_of(pictures) if facts["taught"] else None
-    check_labels(settings.metrics, shares is not None, look.extractor, facts["classes"])
+    check_told(settings.metrics, shares is not None, "texts" in facts, look.extractor, facts["classes"])
     warn(settings.metrics, settings.metrics_n)
     with listening() as stop:
         reference = reference_of(pictures, "train", look, settings.batch, torch.device(compute.device), stop)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Word:
     """library: whether torch-fidelity computes it; features: compared in a network's features (else in pixels); logits: of the
-    network's classes; labels: of pictures made by label; higher: more is better."""
+    network's classes; labels: of pictures made by label; texts: of pictures made by caption; higher: more is better."""
 
     library: bool = False
     features: bool = True
     logits: bool = False
     labels: bool = False
+    texts: bool = False
     higher: bool = False
 
 
@@ -30,6 +31,8 @@ OF_SAMPLES = {
     "coverage": Word(higher=True),
     "class_accuracy": Word(logits=True, labels=True, higher=True),
     "sliced_wasserstein": Word(features=False),
+    "clip_score": Word(texts=True, higher=True),
+    "clip_score_shuffled": Word(texts=True),
 }
 ENOUGH = 10_000  # samples from which a Frechet distance is worth reading
 
@@ -43,6 +46,8 @@ def name_of(metric: str, features: str | None, n: int) -> str:
 def higher_is_better(figure: str) -> bool:
     """Of a figure's name, as TensorBoard has it or bare."""
     better = [metric for metric, word in OF_SAMPLES.items() if word.higher]
+    if "shuffled" in figure:
+        return False
     return any(word in figure.rpartition("/")[2] for word in (*better, "accuracy", "psnr", "ssim", "codebook"))
 
 
@@ -53,9 +58,14 @@ def unmet(key: str, metrics: Collection[str], features: str | None) -> list[str]
     if wanted and features is None:
         wrong.append(
             f"{key}={','.join(wanted)}: compared in which features? features=classifier features.ckpt=RUN (a classifier), "
-            "features=inception, dinov2, clip, raw or random"
+            "features=inception, dinov2, clip, clip_run, raw or random"
         )
-    blind = [metric for metric in wanted if OF_SAMPLES[metric].logits and features in ("dinov2", "clip", "raw", "random")]
+    blind = [
+        metric for metric in wanted if OF_SAMPLES[metric].logits and features in ("dinov2", "clip", "cliprun", "raw", "random")
+    ]
     if blind:
         wrong.append(f"{key}={','.join(blind)}: features={features} gives no classes; choose features=classifier")
+    wordless = [metric for metric in wanted if OF_SAMPLES[metric].texts and features not in (None, "cliprun")]
+    if wordless:
+        wrong.append(f"{key}={','.join(wordless)}: features={features} reads no texts; choose features=clip_run")
     return wrong

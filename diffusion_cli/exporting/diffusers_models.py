@@ -26,6 +26,10 @@ def peer_of(network: Network, node: Mapping[str, Any], label: int | None) -> nn.
         raise ConfigError(
             "to=diffusers: this network is self-conditioned, and no pipeline of diffusers feeds it its answer before"
         )
+    if network.text_width:
+        raise ConfigError(
+            f"to=diffusers: this {name} reads texts, and no network of diffusers reads them as it does; to=folder takes it"
+        )
     defaults = {key: parameter.default for key, parameter in signature(type(network)).parameters.items()}
     return _MAKERS[type(network)](network, {**defaults, **node}, label).eval()
 

@@ -122,6 +122,8 @@ def _indented(text: str) -> str:
 def _one_line(model: Model, tracer: str) -> Iterator[None]:
     try:
         yield
+    except ConfigError:
+        raise
     except Exception as error:  # the tracers have a dozen kinds of their own, and a network may be the user's
         name = type(model.denoiser.network).__name__
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

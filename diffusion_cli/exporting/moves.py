@@ -16,6 +16,7 @@ import torch
 
 from diffusion_cli.build import build
 from diffusion_cli.denoiser import HINT_RANGE
+from diffusion_cli.errors import ConfigError
 from diffusion_cli.exporting.parcel import Model
 from diffusion_cli.samplers import Sampler
 
@@ -92,8 +93,15 @@ def _classes(model: Model) -> str:
 
 
 def example(model: Model) -> tuple[torch.Tensor, ...]:
-    """Arguments of the network for a batch of two: x [2, C, H, W], time [2], and labels [2] where it is told any."""
+    """Arguments of the network for a batch of two: x [2, C, H, W], time [2], and labels [2] where it is told any.
+
+    ConfigError: it reads texts, and a graph of the network alone would be without what turns them into tokens.
+    """
     network = model.denoiser.network
+    if network.text_width:
+        raise ConfigError(
+            f"a network that reads texts, as this {type(network).__name__}, is no graph so far: to=folder takes it"
+        )
     x = torch.zeros(2, network.channels + network.hint_channels, network.image_size, network.image_size)
     labels = (torch.zeros(2, dtype=torch.long),) if network.num_classes else ()
     return x, torch.ones(2), *labels

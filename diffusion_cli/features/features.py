@@ -5,7 +5,7 @@ The name says which kind, the digest says which weights: figures are comparable 
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,13 +26,15 @@ class Seen(NamedTuple):
 @dataclass(frozen=True)
 class Extractor:
     """look: uint8 [B, C, H, W] on the device -> Seen. digest: 16 hex digits of the weights and of what is done with pictures.
-    classes: names of the logits, where they are classes of the data."""
+    classes: names of the logits, where they are classes of the data. read: B texts -> [B, D] in the space of the features, of
+    length 1 as they are, where the network knows texts."""
 
     name: str
     digest: str
     look: Callable[[Tensor], Seen]
     logits: bool = False
     classes: list[str] | None = None
+    read: Callable[[Sequence[str]], Tensor] | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Seen:

@@ -9,8 +9,8 @@
 Peebles and Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2: S is width 384, depth 12, 6 heads; B is
 768, 12, 12; L is 1024, 24, 16; XL is 1152, 28, 16. The gates and the output start at zero, so a fresh network is the
 identity inside and answers 0. Cost grows with the square of the number of patches: patch size 4 is many times faster than 2.
-Texts are read as by Chen et al. 2023, "PixArt-alpha", section 2.3: attention to them starts at zero too, so that a network without
-texts can be taught to read; the norm of its question, which that paper leaves out, is that of all else here.
+Texts are read as by Chen et al. 2023, "PixArt-alpha", section 2.3: attention to them starts at zero too, so that a network
+without texts can be taught to read; the norm of what asks, which that paper leaves out, is that of all else here.
 """
 
 from typing import Literal

@@ -4,9 +4,9 @@
     x, y <- (x, y) + gate_1 * attention(norm(.) * (1 + scale_1) + shift_1)         one softmax over patches x and tokens y
     x, y <- (x, y) + gate_2 *       mlp(norm(.) * (1 + scale_2) + shift_2)
 
-Esser et al. 2024, "Scaling rectified flow transformers for high-resolution image synthesis", section 4 and figure 2; queries and
-keys are RMS-normalised (section 5.3.2), as in Stable Diffusion 3.5. Gates and output start at zero, as in DiT. Nothing asks for
-the text behind the last block, which therefore only reads it: keys and values are left of that text's weights.
+Esser et al. 2024, "Scaling rectified flow transformers for high-resolution image synthesis", section 4 and figure 2; queries
+and keys are RMS-normalised (section 5.3.2), as in Stable Diffusion 3.5. Gates and output start at zero, as in DiT. Nothing
+asks for the text behind the last block, which therefore only reads it: its text has weights of keys and values alone.
 """
 
 import torch
@@ -37,14 +37,14 @@ class Stream(nn.Module):
                 nn.Linear(width, mlp_width), nn.GELU(approximate="tanh"), nn.Dropout(dropout), nn.Linear(mlp_width, width)
             )
 
-    def split(self, h: Tensor, c: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """[k, v, q] or [k, v], each [B, heads, N, d], of h [B, N, D]; and what of the modulation [B, D] is left for `joined`."""
+    def ask(self, h: Tensor, c: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """[k, v, q] or [k, v], each [B, heads, N, d], of h [B, N, D]; and what of the modulation, [B, D] each, `take` needs."""
         shift, scale, *rest = self.modulation(c).chunk(self.modulation.out_features // h.shape[2], dim=1)
         kvq = self.kvq(modulate(self.norm(h), shift, scale)).unflatten(2, (-1, self.heads, h.shape[2] // self.heads))
         k, v, *q = kvq.transpose(1, 3).unbind(2)
-        return [self.norm_k(k), v, *(self.norm_q(one) for one in q)], rest
+        return [self.norm_k(k.float()), v, *(self.norm_q(one.float()) for one in q)], rest  # bf16 has no kernel for their gains
 
-    def joined(self, h: Tensor, read: Tensor, rest: list[Tensor]) -> Tensor:
+    def take(self, h: Tensor, read: Tensor, rest: list[Tensor]) -> Tensor:
         """h [B, N, D] with what it read, then its MLP."""
         gate1, shift, scale, gate2 = rest
         h = h + gate1[:, None, :] * self.out(read)  # [B, N, D]
@@ -60,12 +60,12 @@ class JointBlock(nn.Module):
         self.text = Stream(width, heads, mlp_width, dropout, read_only=last)
 
     def forward(self, x: Tensor, y: Tensor, c: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        (k_x, v_x, q_x), rest_x = self.picture.split(x, c)
-        (k_y, v_y, *q_y), rest_y = self.text.split(y, c)
+        (k_x, v_x, q_x), rest_x = self.picture.ask(x, c)
+        (k_y, v_y, *q_y), rest_y = self.text.ask(y, c)
         q, k, v = torch.cat([q_x, *q_y], dim=2), torch.cat([k_x, k_y], dim=2), torch.cat([v_x, v_y], dim=2)
         read = nnf.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # [B, heads, N + L, d], of the last block N
         of_x, of_y = read.transpose(1, 2).flatten(2).tensor_split([x.shape[1]], dim=1)  # [B, N, D], [B, L, D]
-        return self.picture.joined(x, of_x, rest_x), self.text.joined(y, of_y, rest_y) if q_y else y
+        return self.picture.take(x, of_x, rest_x), self.text.take(y, of_y, rest_y) if q_y else y
 
 
 class MMDiT(Network):
@@ -108,7 +108,7 @@ class MMDiT(Network):
         h = self.patches_in(cut(x, self.patch_size))  # [B, N, D]
         h = h + positions(self.rows, h.shape[2], x.device)  # [B, N, D]
         y = self.tokens_in(text.tokens)  # [B, L, D]: the encoder said already where in its text each stands
-        seen = nnf.pad(text.seen, (h.shape[1], 0), value=True)  # [B, 1, 1, N + L]
+        seen = nnf.pad(text.real, (h.shape[1], 0), value=True)  # [B, 1, 1, N + L]
         for block in self.blocks:
             h, y = block(h, y, c, seen)  # [B, N, D], [B, L, D]
         shift, scale = self.modulation_out(c).chunk(2, dim=1)  # each [B, D]

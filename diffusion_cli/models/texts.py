@@ -20,13 +20,14 @@ def padding(tokens: Tensor) -> Tensor:
 
 
 class Text(NamedTuple):
-    """tokens [B, L, D], of unit variance each or zero; seen, bool [B, 1, 1, L]: which of them are to be read.
+    """tokens [B, L, D], of unit variance each or zero; real, seen, bool [B, 1, 1, L]: which are no padding, and which are read.
 
-    Where a text is padding alone, all of it is seen: a softmax over nothing would not be a number, and its values are zero.
-    The mask is not expanded to [B, heads, N, L], with which the flash kernel of a CPU takes twice as long as without a mask.
+    They differ where a text is padding alone: all of it is seen then, for a softmax over nothing would be no number, and its
+    values are zero. The masks are not expanded to all heads and pixels, where the flash kernel of a CPU takes twice as long.
     """
 
     tokens: Tensor
+    real: Tensor
     seen: Tensor
 
 
@@ -44,11 +45,11 @@ class TextEmbedding(nn.Module):
         if tokens is None or tokens.shape[2:] != (self.pooled.in_features,):
             given = "none" if tokens is None else list(tokens.shape)
             raise ValueError(f"tokens [B, L, {self.pooled.in_features}] were expected, and given: {given}")
-        empty = padding(tokens)  # [B, L]
+        real = ~padding(tokens)  # [B, L]
         tokens = nnf.layer_norm(tokens, tokens.shape[-1:])  # [B, L, D]
-        mean = tokens.sum(1) / (~empty).sum(1, keepdim=True).clamp(min=1)  # [B, D]
-        seen = ~empty | empty.all(1, keepdim=True)  # [B, L]
-        return Text(tokens, seen[:, None, None, :]), self.pooled(mean)
+        mean = tokens.sum(1) / real.sum(1, keepdim=True).clamp(min=1)  # [B, D]
+        real = real[:, None, None, :]  # [B, 1, 1, L]
+        return Text(tokens, real, real | ~real.any(-1, keepdim=True)), self.pooled(mean)
 
 
 class CrossAttention(nn.Module):
