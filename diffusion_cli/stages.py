@@ -109,7 +109,7 @@ def opened(node: Mapping[str, Any], folder: Path, trust: tuple[str, ...] = ()) -
     found: dict[str, Any] = {}
     for name, kind in (("codec", Codec), ("texts", Conditioner)):
         if node.get(name) is not None:
-            place = build(node[name], Stage, name, trust=trust)  # type: ignore[type-abstract]
+            place = build(node[name], Stage, name, trust=trust)
             found[name] = place.open(folder / FOLDER / name, trust)
             if not isinstance(found[name], kind):
                 raise ConfigError(f"{name}: {type(place).__name__} is no {kind.__name__}: diffusion-train --help {name}")
@@ -120,7 +120,7 @@ def carry(node: Mapping[str, Any], folder: Path, trust: tuple[str, ...] = ()) ->
     """Copies the parts that are not there yet into the run's folder. Raises UserError."""
     for name in NAMES:
         if node.get(name) is not None:
-            place = build(node[name], Stage, name, trust=trust)  # type: ignore[type-abstract]
+            place = build(node[name], Stage, name, trust=trust)
             place.carry(folder / FOLDER / name)
 
 

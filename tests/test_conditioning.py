@@ -62,10 +62,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, (encoder, tokenizer) in encoders().items():
         encoder.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    return {name: folder / name for name in ("clip", "t5")}
+    return {name: folder / name for name in ("clip", "t5", "umt5")}
 
 
-@pytest.fixture(params=["own", "clip", "t5"])
+@pytest.fixture(params=["own", "clip", "t5", "umt5"])
 def conditioner(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Conditioner:
     if request.param == "own":
         return clip_text(tokenizer)

@@ -80,12 +80,12 @@ def test_it_can_be_run(file: Path) -> None:
 
 def stages_for(node: dict[str, Any]) -> Stages:
     stages = Stages()
-    if node["codec"] is not None:
+    if node.get("codec") is not None:
         own = compose(f"experiment={Path(node['codec']['ckpt']).name}", "dataset.path=DIR")
         sizes = Facts(channels=3, image_size=own["dataset"]["size"], classes=[], taught=[], fingerprint="")
         stages = replace(stages, codec=autoencoder_of(own, sizes))
         stages.codec.digest = "of a run"
-    return stages if node["texts"] is None else replace(stages, texts=Words())
+    return stages if node.get("texts") is None else replace(stages, texts=Words())
 
 
 class Words(Conditioner):

@@ -1,4 +1,4 @@
-"""Text encoders of transformers with random weights, each with its tokenizer: a CLIP's and a T5."""
+"""Text encoders of transformers with random weights, each with its tokenizer: a CLIP's, a T5 and a UMT5."""
 
 from typing import Any
 
@@ -15,7 +15,15 @@ def encoders() -> dict[str, tuple[Any, Any]]:
     """By model_type: encoder and tokenizer."""
     from tokenizers import Tokenizer as Made
     from tokenizers import processors
-    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        PreTrainedTokenizerFast,
+        T5Config,
+        T5EncoderModel,
+        UMT5Config,
+        UMT5EncoderModel,
+    )
 
     torch.manual_seed(0)
     base = Made.from_str(learned(TEXTS, 300))
@@ -26,9 +34,11 @@ def encoders() -> dict[str, tuple[Any, Any]]:
         CLIPTextConfig(hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
                        max_position_embeddings=LENGTH, **sizes)
     )  # fmt: skip
-    t5 = T5EncoderModel(T5Config(d_model=WIDTH, d_ff=16, d_kv=8, num_layers=2, num_heads=2, vocab_size=size, pad_token_id=PAD))
+    keys = {"d_model": WIDTH, "d_ff": 16, "d_kv": 8, "num_layers": 2, "num_heads": 2, "vocab_size": size, "pad_token_id": PAD}
+    t5, umt5 = T5EncoderModel(T5Config(**keys)), UMT5EncoderModel(UMT5Config(**keys))
     found = {}
-    for name, encoder, template in (("clip", clip, "<|start|> $A <|end|>"), ("t5", t5, "$A <|end|>")):
+    for name, encoder in (("clip", clip), ("t5", t5), ("umt5", umt5)):
+        template = "<|start|> $A <|end|>" if name == "clip" else "$A <|end|>"
         base.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
         fast = PreTrainedTokenizerFast(
             tokenizer_object=base, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|pad|>", model_max_length=LENGTH

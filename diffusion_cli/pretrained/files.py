@@ -87,6 +87,12 @@ def digest_of(root: Path, paths: Iterable[Path]) -> str:
     return whole.hexdigest()
 
 
+def joined(digests: Iterable[str]) -> str:
+    """One SHA-256 over several, in their order; of one alone that one."""
+    first, *rest = digests
+    return hashlib.sha256(" ".join([first, *rest]).encode()).hexdigest() if rest else first
+
+
 def tensors_in(paths: Iterable[Path]) -> dict[str, Tensor]:
     """All tensors, in float32. Raises Damaged."""
     found: dict[str, Tensor] = {}

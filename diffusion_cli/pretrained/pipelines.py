@@ -100,6 +100,7 @@ def _read(folder: Path, index: Mapping[str, Any], kind: Kind, said: str, home: P
     facts = net.facts(ours.get("facts"), _names(named) if isinstance(named, dict) else {}, said)
     used = [network / "config.json", scheduler, *weights]
     used += [path for name in (files.INDEX, files.FACTS) if (path := folder / name).is_file()]
+    digests = [files.digest_of(folder, used)]
     dropout = ours.get("label_dropout", 0.1 if net.null_taught or net.text_width else 0.0)
     if not isinstance(dropout, int | float):
         raise StorageError(f"{said}: its {files.FACTS} is not what diffusion-export wrote")
@@ -116,7 +117,7 @@ def _read(folder: Path, index: Mapping[str, Any], kind: Kind, said: str, home: P
         codec = autoencoders.read(folder / kind.codec, f"{said}: its {kind.codec}", home)
         facts = _of_latents(facts, net, codec, said)
         nodes["codec"] = {"_target_": "diffusion_cli.stages.Latents", "ckpt": str(codec.folder), "weights": "ema"}
-        used += [codec.folder / "config.json", *files.weights_in(codec.folder)]
+        digests.append(codec.digest)
     elif net.channels not in (1, 3):
         raise ConfigError(f"{said}: its network knows {net.channels} channels, and grey and RGB pictures are made here")
     texts = None if kind.texts is None else texts_of(folder, kind.texts, said)
@@ -128,14 +129,14 @@ def _read(folder: Path, index: Mapping[str, Any], kind: Kind, said: str, home: P
     if texts is not None:
         facts["texts"] = {"digest": texts.digest, "width": texts.width, "length": texts.length}
         nodes["texts"] = texts.node
-        used += texts.used
+        digests.append(texts.digest)
 
     def tensors() -> dict[str, Tensor]:
         found = net.rename(files.tensors_in(weights), len(facts["classes"]))
         null = {} if texts is None else {"denoiser.null": _null(texts)}
         return {f"denoiser.network.{key}": value for key, value in found.items()} | null
 
-    return Pretrained(folder, home, said, files.digest_of(folder, used), {"config": nodes, "facts": facts}, tensors)
+    return Pretrained(folder, home, said, files.joined(digests), {"config": nodes, "facts": facts}, tensors)
 
 
 def _of_latents(facts: Facts, net: Net, codec: Pretrained, said: str) -> Facts:

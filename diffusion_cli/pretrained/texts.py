@@ -1,6 +1,5 @@
 """The text encoder of a pipeline in our words: the node that makes it, and the facts of its tokens, read off its JSON alone."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Texts:
-    """width, length: of the tokens. used: the files that they come of."""
+    """width, length: of the tokens. digest: of the files that they come of."""
 
     node: dict[str, Any]
     width: int
     length: int
     digest: str
-    used: list[Path]
 
 
 def texts_of(folder: Path, reading: Reading, place: str) -> Texts:
@@ -51,21 +49,15 @@ def texts_of(folder: Path, reading: Reading, place: str) -> Texts:
         "length": length,
         "masked": reading.masked,
     }
-    return Texts(node, width, length, digest_of(encoder, words), [*_weighed(encoder), *_worded(words)])
+    return Texts(node, width, length, digest_of(encoder, words))
 
 
 def digest_of(encoder: Path, words: Path) -> str:
     """One SHA-256 of an encoder's weights and the files of its tokenizer, wherever the two lie. Raises StorageError."""
-    both = files.digest_of(encoder, _weighed(encoder)), files.digest_of(words, _worded(words))
-    return hashlib.sha256(" ".join(both).encode()).hexdigest()
-
-
-def _weighed(encoder: Path) -> list[Path]:
-    return [encoder / "config.json", *files.weights_in(encoder, files.TEXT_STEM)]
-
-
-def _worded(words: Path) -> list[Path]:
-    return [path for pattern in WORDS for path in words.glob(pattern)]
+    weights = [encoder / "config.json", *files.weights_in(encoder, files.TEXT_STEM)]
+    return files.joined(
+        [files.digest_of(encoder, weights), files.digest_of(words, [path for pattern in WORDS for path in words.glob(pattern)])]
+    )
 
 
 def _stated(encoder: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Any:
