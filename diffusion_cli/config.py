@@ -165,7 +165,9 @@ def _adapted(node: Mapping[str, Any]) -> list[str]:
     """What an adapter lacks."""
     if node.get("adapter") is None:
         return []
-    wrong = [] if node["init"] else ["adapter=lora adds to a trained model: say which, init=outputs/<name> or init=hf://OWNER/NAME"]
+    wrong = (
+        [] if node["init"] else ["adapter=lora adds to a trained model: say which, init=outputs/<name> or init=hf://OWNER/NAME"]
+    )
     return wrong + ["adapter=lora needs more packages: pip install 'diffusion-cli[lora]'"] * (find_spec("peft") is None)
 
 

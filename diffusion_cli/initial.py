@@ -76,8 +76,8 @@ def _check_pictures(node: Mapping[str, Any], found: Trained) -> None:
             )
     if facts["taught"] and dataset.get("labels") is False:
         raise ConfigError(
-            f"init={found.said} is told classes, and dataset.labels is false: write dataset.labels=true (a folder names them by "
-            "its subfolders, and one is enough)"
+            f"init={found.said} is told classes, and dataset.labels is false: write dataset.labels=true (a folder's "
+            "subfolders are its classes, and one is enough)"
         )
 
 
@@ -85,9 +85,9 @@ def begin(objective: Objective, found: Trained, weights: str | None, facts: Fact
     """Loads the weights of the model into an objective that was just made. weights: ema, raw, or None for the averaged ones
     where there are any. Raises UserError.
 
-    Only the model's parts are taken: what a loss or a critic has learned belongs to the old training. A class has the row of the
-    same name; one that the model does not know begins as its null row, or as zeros where it had no classes, so that at first
-    the network answers as before.
+    Only the model's parts are taken: what a loss or a critic has learned belongs to the old training. A class has the row of
+    the same name; one that the model does not know begins as its null row, or as zeros where it had no classes, so that at
+    first the network answers as before.
     """
     group = weights or ("ema" if "average" in found.groups() else "raw")
     given = {name: value for name, value in plain_weights(found, group).items() if name.partition(".")[0] in KINDS}
