@@ -14,7 +14,7 @@ import yaml
 from tiny import SMALL, changed, compose
 
 from diffusion_cli import config
-from diffusion_cli.assembly import PARTS, Facts, objective_of, reads_texts, rehearse
+from diffusion_cli.assembly import PARTS, Facts, adapt, objective_of, reads_texts, rehearse
 from diffusion_cli.build import build
 from diffusion_cli.conditioning import learned
 from diffusion_cli.config import CONFIGS, SAMPLE_GROUPS, TRAIN_GROUPS
@@ -66,6 +66,8 @@ def words_of(group: str, option: str) -> list[str]:
     words = [f"{group}={option}"]
     if group == "prediction":
         words += ["schedule=vp", "sampler/grid=uniform"]
+    if group == "adapter":
+        words += ["init=somewhere"]
     if group == "dataset":
         words += MISSING.get(option, ())
     if (group, option) == ("sampler/grid", "listed"):
@@ -99,6 +101,7 @@ def two_steps(plan: Plan) -> list[torch.Tensor]:
         texts = tuple(f"the digit {label}" for label in pictures.labels.tolist())
         pictures, facts["tokenizer"] = replace(pictures, texts=texts), learned(texts, plan.node["objective"]["vocabulary"])
     objective = objective_of(plan.node, facts)
+    adapt(objective, plan.node)
     optimizer, average = build(plan.node["optimizer"], Optimizer, "optimizer"), build(plan.node["ema"], EMA, "ema")
     batches = Batches(pictures, plan.trainer.batch, plan.root.seed, flip=True)
     compute = Compute(torch.device("cpu"), None, False)

@@ -26,10 +26,7 @@ EXAMPLES = (
     ("diffusion-train experiment=cifar10_ddpm100 name=mine", "a recipe; the same command again goes on"),
     ("diffusion-train schedule=cosine prediction=v trainer.steps=5000", "another process, a longer run"),
     ("diffusion-train dataset=folder dataset.path=DIR preview=data", "look at what the network will see"),
-    (
-        "diffusion-train init=hf://google/ddpm-cifar10-32 dataset=cifar10",
-        "begin from trained weights (adapter=lora: beside them)",
-    ),
+    ("diffusion-train init=outputs/digits dataset.classes=[3,5]", "train a trained model on (adapter=lora: beside it)"),
     ("diffusion-train -m schedule=cosine,vp prediction=eps,v", "a sweep: four runs and a table"),
 )
 
