@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,19 @@ def test_a_run_goes_on_to_the_bit_though_its_origin_is_gone(more: tuple[str, ...
         train(tmp_path, *NEW, "dataset.labels=true", *PROCESS)
 
 
+def test_jobs_of_a_sweep_begin_from_it_too(base: Path, tmp_path: Path) -> None:
+    line = words(tmp_path, *NEW, "trainer.steps=1", "dataset.labels=true", f"init={base}", "schedule=vp,edm", name="many")
+    command = [str(Path(sys.executable).with_name("diffusion-train")), "-m", *line, "hydra.launcher.threads=1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for option in ("vp", "edm"):
+        node = find(tmp_path / "many" / f"schedule_{option}").config["config"]
+        assert node["schedule"] == compose(f"schedule={option}")["schedule"]
+        assert node["prediction"]["_target_"].endswith(".V") and node["init_digest"] == find(base).digest
+    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert again.returncode == 0 and "2 finished before" in again.stdout, again.stdout + again.stderr
+
+
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +283,8 @@ def test_adapters_are_sampled_exported_and_begun_from_without_peft(
     monkeypatch.setitem(sys.modules, "peft", None)
     sample(config.check_sample(compose(f"ckpt={adapted}", "n=2", f"out={tmp_path / 's'}", "device=cpu", primary="sample")))
     folder = export(config.check_export(compose(f"ckpt={adapted}", f"out={tmp_path / 'e'}", primary="export")))
+    card = (folder / "README.md").read_text()
+    assert f"| begun from | base, of digest `{find(adapted.parent / 'base').digest}` |" in card and "LoRA (rank 2" in card
     expected = load_denoiser(find(adapted), "ema").state_dict()
     for name, value in load_denoiser(find(folder), "ema").state_dict().items():
         assert torch.equal(value, expected[name])
