@@ -3,21 +3,22 @@
 
     python scripts/convert_checkpoint.py guided 64x64_diffusion.pt adm64 --size 64 --head-width 64 --order qhc --betas cosine
     python scripts/convert_checkpoint.py guided 256x256_diffusion.pt adm256 --size 256 --head-width 64    # also _uncond, lsun_*
-    python scripts/convert_checkpoint.py edm edm_adm.safetensors edm64 --size 64 --head-width 64
+    python scripts/convert_checkpoint.py edm edm.safetensors edm32 --size 32
 
-Both are the U-Net of Dhariwal and Nichol 2021 (appendix C, "ADM"), which diffusers' UNet2DModel computes. Widths and levels are
-read off the shapes; what the shapes do not say is an option. guided-diffusion publishes bare tensors (.pt), which torch's
-restricted reader opens without running code. EDM publishes pickled objects with code of their own (.pkl), which nothing here
-opens: in EDM's own environment, and only if you trust the file, its tensors are written as safetensors first:
+guided-diffusion's networks, and EDM's for ImageNet, are the U-Net of Dhariwal and Nichol 2021 (appendix C, "ADM"), which
+diffusers' UNet2DModel computes; EDM's for CIFAR-10, FFHQ and AFHQ of the names *-vp are DDPM++, model=ddpmpp here. Widths and
+levels are read off the shapes; what the shapes do not say is an option. guided-diffusion publishes bare tensors (.pt), which
+torch's restricted reader opens without running code. EDM publishes pickled objects with code of their own (.pkl), which nothing
+here opens: in EDM's own environment, and only if you trust the file, its tensors are written as safetensors first:
 
     import pickle, safetensors.torch                                            # in a clone of NVlabs/edm
-    net = pickle.load(open("edm-imagenet-64x64-cond-adm.pkl", "rb"))["ema"]      # this runs the code in the file
-    print(type(net).__name__, net.sigma_data, type(net.model).__name__)          # EDMPrecond 0.5 DhariwalUNet, and no other
-    safetensors.torch.save_file({k: v.float().contiguous() for k, v in net.state_dict().items()}, "edm_adm.safetensors")
+    net = pickle.load(open("edm-cifar10-32x32-uncond-vp.pkl", "rb"))["ema"]      # this runs the code in the file
+    print(type(net).__name__, net.sigma_data)                                    # EDMPrecond 0.5: others are not converted
+    safetensors.torch.save_file({k: v.float().contiguous() for k, v in net.state_dict().items()}, "edm.safetensors")
 
-What has no counterpart is refused: networks that halve their size by convolutions, upsamplers (their input has six channels), a
-time embedding that is not as wide as the first level (512x512). The shapes do not say how many heads there are: a UNet2DModel's
-have one width (--num_head_channels); 128x128_diffusion has 4 at every level (--num_heads) and cannot be had either.
+What has no counterpart is refused: NCSN++ (*-ve), networks that halve their size by convolutions, upsamplers (their input has
+six channels), a time embedding that is not as wide as the first level (512x512). The shapes do not say how many heads there
+are: a UNet2DModel's have one width (--num_head_channels); 128x128_diffusion has 4 at every level (--num_heads).
 """
 
 import argparse
@@ -43,6 +44,10 @@ EDM = {
     "norm0": "norm1", "conv0": "conv1", "affine": "time_emb_proj", "norm1": "norm2", "conv1": "conv2", "skip": "conv_shortcut",
 }  # fmt: skip
 EDM_ATTENTION = {"norm2": "group_norm", "qkv": "qkv", "proj": "to_out.0"}
+DDPMPP = {  # to the names of our own network
+    "norm0": "norm1", "conv0": "conv1", "affine": "time", "norm1": "norm2", "conv1": "conv2", "skip": "shortcut",
+    "norm2": "attention.norm", "qkv": "attention.qkv", "proj": "attention.out",
+}  # fmt: skip
 
 
 class Refused(Exception):
@@ -85,11 +90,8 @@ def _attention(there: str, here: str) -> Iterator[tuple[str, str]]:
 
 
 def edm(weights: Weights) -> Iterator[tuple[str, str]]:
-    """The same for EDM's DhariwalUNet, whose parts are named by their resolution."""
-    sizes = sorted({int(m[1]) for name in weights if (m := re.match(r"enc\.(\d+)x", name))}, reverse=True)
-    count = len({m[0] for name in weights if (m := re.match(rf"enc\.{sizes[0]}x{sizes[0]}_block\d+", name))} if sizes else ())
-    if not count or "out_norm.weight" not in weights:
-        raise Refused("its names are not those of a DhariwalUNet")
+    """The same for EDM's ADM, whose parts are named by their resolution."""
+    sizes, count = levels_of(weights)
     yield from {"map_layer0": "time_embedding.linear_1", "map_layer1": "time_embedding.linear_2"}.items()
     yield from {"map_label": "class_embedding", f"enc.{sizes[0]}x{sizes[0]}_conv": "conv_in"}.items()
     yield from {"out_norm": "conv_norm_out", "out_conv": "conv_out"}.items()
@@ -111,6 +113,49 @@ def edm(weights: Weights) -> Iterator[tuple[str, str]]:
         yield from ((f"{there}.{a}", f"{attention}.{b}") for a, b in EDM_ATTENTION.items() if attention)
 
 
+def levels_of(weights: Weights) -> tuple[list[int], int]:
+    """The resolutions, largest first, and the blocks of each on the way down."""
+    sizes = sorted({int(m[1]) for name in weights if (m := re.match(r"enc\.(\d+)x", name))}, reverse=True)
+    count = len({m[0] for name in weights if (m := re.match(rf"enc\.{sizes[0]}x{sizes[0]}_block\d+", name))} if sizes else ())
+    if not count:
+        raise Refused("its names are not those of a network of EDM")
+    return sizes, count
+
+
+def ddpmpp(weights: Weights) -> Iterator[tuple[str, str]]:
+    """The same for EDM's SongUNet of the kind DDPM++."""
+    sizes, count = levels_of(weights)
+    first, deepest = f"{sizes[0]}x{sizes[0]}", f"{sizes[-1]}x{sizes[-1]}"
+    yield from {"map_layer0": "linear1", "map_layer1": "linear2", f"enc.{first}_conv": "conv_in"}.items()
+    yield from {f"dec.{first}_aux_norm": "norm_out", f"dec.{first}_aux_conv": "conv_out"}.items()
+    down = [f"{size}x{size}_{part}" for size in sizes for part in ("down", *(f"block{i}" for i in range(count)))]
+    up = [f"{size}x{size}_{part}" for size in reversed(sizes) for part in ("up", *(f"block{i}" for i in range(count + 1)))]
+    rows = {"down": ("enc", down[1:]), "mid": ("dec", [f"{deepest}_in0", f"{deepest}_in1"]), "up": ("dec", up[1:])}
+    for here, (side, names) in rows.items():
+        for i, name in enumerate(names):
+            yield from ((f"{side}.{name}.{a}", f"{here}.{i}.{b}") for a, b in DDPMPP.items())
+
+
+def of_ddpmpp(weights: Weights, size: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by our names, and the keys of the network."""
+    sizes, count = levels_of(weights)
+    classes, augment = [name for name in weights if name.startswith("map_label.")], "map_augment.weight"
+    kept = {name: value for name, value in weights.items() if name not in (*classes, augment)}  # what was said of distortions
+    found = split(renamed(kept, dict(ddpmpp(weights))), None, "hcq")
+    if classes:  # a linear layer of sqrt(N) times the one-hot label
+        label = weights["map_label.weight"]  # [width, N]
+        table = label.T * label.shape[1] ** 0.5 + weights["map_label.bias"]  # [N, width]
+        found["class_embedding.weight"] = table.contiguous()
+    width = len(found["conv_in.weight"])
+    ends = [len(found[f"down.{level * (count + 1) + count - 1}.conv1.weight"]) for level in range(len(sizes))]
+    attends = [level for level in range(len(sizes)) if f"down.{level * (count + 1)}.attention.q.weight" in found]
+    return found, {
+        "_class_name": "DDPMpp", "sample_size": size, "in_channels": found["conv_in.weight"].shape[1], "width": width,
+        "multipliers": [end // width for end in ends], "blocks": count, "attention_levels": attends, "groups": 32,
+        "dropout": 0.0, "num_class_embeds": len(found["class_embedding.weight"]) if classes else None,
+    }  # fmt: skip
+
+
 def renamed(weights: Weights, pairs: Mapping[str, str]) -> dict[str, Tensor]:
     found, strange = dict[str, Tensor](), list[str]()
     for name, value in weights.items():
@@ -124,20 +169,24 @@ def renamed(weights: Weights, pairs: Mapping[str, str]) -> dict[str, Tensor]:
     return found
 
 
-def split(weights: Weights, head_width: int, order: str) -> dict[str, Tensor]:
-    """q, k and v out of one convolution [3 C, C, 1]; order: how its rows run, slowest first: heads, q k v, channels."""
+def split(weights: Weights, head_width: int | None, order: str, to: str = "") -> dict[str, Tensor]:
+    """q, k and v out of one convolution [3 C, C, 1]; order: how its rows run, slowest first: heads, q k v, channels.
+
+    head_width: None for a single head; to: how their new names begin.
+    """
     found = {name: value for name, value in weights.items() if ".qkv." not in name}
     for name in weights.keys() - found.keys():
         value = weights[name].flatten(1) if name.endswith("weight") else weights[name]  # [3 C, C] or [3 C]
         width = len(value) // 3
-        if width % head_width:
-            raise Refused(f"attention over {width} channels is not made of heads of {head_width}: another --head-width")
-        sizes = {"h": width // head_width, "q": 3, "c": head_width}
+        one = head_width or width
+        if width % one:
+            raise Refused(f"attention over {width} channels is not made of heads of {one}: another --head-width")
+        sizes = {"h": width // one, "q": 3, "c": one}
         whole = value.reshape(*(sizes[letter] for letter in order), *value.shape[1:])
         for k, letter in enumerate("qkv"):
             part = whole.select(order.index("q"), k)  # [h, c, ...]
-            found[name.replace(".qkv.", f".to_{letter}.")] = part.reshape(width, *value.shape[1:]).contiguous()
-    return {n: v.flatten(1) if ".to_out.0.w" in n else v for n, v in found.items()}
+            found[name.replace(".qkv.", f".{to}{letter}.")] = part.reshape(width, *value.shape[1:]).contiguous()
+    return {n: v.flatten(1) if n.endswith((".to_out.0.weight", ".attention.out.weight")) else v for n, v in found.items()}
 
 
 def config_of(weights: Weights, size: int, head_width: int) -> dict[str, Any]:
@@ -169,20 +218,24 @@ def config_of(weights: Weights, size: int, head_width: int) -> dict[str, Any]:
 
 
 def converted(
-    kind: str, weights: Weights, size: int, head_width: int, order: str, betas: str
-) -> tuple[dict[str, Tensor], Any, Any]:
-    """Tensors, config.json and scheduler_config.json by diffusers' names. Raises Refused."""
+    kind: str, weights: Weights, size: int, head_width: int | None, order: str, betas: str
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Tensors, config.json and scheduler_config.json. Raises Refused."""
     if kind == "edm":
         weights = {name.removeprefix("model."): value for name, value in weights.items()}
         weights = {name: value for name, value in weights.items() if not name.endswith("resample_filter")}
-        pairs, order = dict(edm(weights)), "hcq"
         scheduler = {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
+        if "out_norm.weight" not in weights:
+            return *of_ddpmpp(weights, size), scheduler
+        pairs, order, head_width = dict(edm(weights)), "hcq", head_width or 64
     else:
         pairs = dict(guided(weights))
         curve = {"linear": "linear", "cosine": "squaredcos_cap_v2"}[betas]
         scheduler = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": curve, "beta_start": 1e-4}
         scheduler |= {"beta_end": 0.02, "prediction_type": "epsilon", "clip_sample": True, "variance_type": "fixed_small"}
-    found = split(renamed(weights, pairs), head_width, order)
+    if head_width is None:
+        raise Refused("how wide its heads are is not in the file: --head-width, what --num_head_channels was in training")
+    found = split(renamed(weights, pairs), head_width, order, "to_")
     if kind == "edm" and "class_embedding.weight" in found:
         found["class_embedding.weight"] = found["class_embedding.weight"].T.contiguous()  # a linear layer of a one-hot label
     return found, config_of(found, size, head_width), scheduler
@@ -208,7 +261,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("folder", type=Path, help="is made, and must not be there yet")
     parser.add_argument("--size", type=int, required=True, help="of the pictures")
-    parser.add_argument("--head-width", type=int, required=True, help="channels of an attention head (num_head_channels)")
+    parser.add_argument("--head-width", type=int, help="channels of an attention head (num_head_channels)")
     parser.add_argument("--betas", choices=["linear", "cosine"], default="linear", help="guided: noise_schedule")
     parser.add_argument("--order", choices=["hqc", "qhc"], default="hqc", help="guided: qhc for use_new_attention_order=True")
     said = parser.parse_args()
@@ -223,15 +276,10 @@ def main() -> None:
 
 
 def write(folder: Path, tensors: dict[str, Tensor], config: Any, scheduler: Any) -> None:
+    """The two parts of a pipeline, without an index: no class of diffusers' pipelines knows DDPM++, and none is needed."""
     for name in ("unet", "scheduler"):
         (folder / name).mkdir(parents=True)
-    index = {
-        "_class_name": "DDPMPipeline",
-        "unet": ["diffusers", "UNet2DModel"],
-        "scheduler": ["diffusers", scheduler["_class_name"]],
-    }
-    files = {"model_index.json": index, "unet/config.json": config, "scheduler/scheduler_config.json": scheduler}
-    for name, value in files.items():
+    for name, value in {"unet/config.json": config, "scheduler/scheduler_config.json": scheduler}.items():
         (folder / name).write_text(json.dumps(value, indent=1) + "\n")
     safetensors.torch.save_file(tensors, folder / "unet" / "diffusion_pytorch_model.safetensors")
 

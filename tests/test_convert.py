@@ -19,7 +19,7 @@ from tiny import compose
 from torch import Tensor, nn
 
 from diffusion_cli import config
-from diffusion_cli.models import UNet2D
+from diffusion_cli.models import DDPMpp, UNet2D
 from diffusion_cli.predictions import Preconditioned
 from diffusion_cli.sampling import sample
 from diffusion_cli.sampling.finding import find, load_denoiser
@@ -169,6 +169,71 @@ class EDM(nn.Module):
         return self.out_conv(nnf.silu(self.out_norm(h)))
 
 
+class DDPMppBlock(nn.Module):
+    """EDM's block in its other manner: time is added, sums are divided by sqrt(2), a resized shortcut is projected."""
+
+    def __init__(self, c_in: int, c_out: int, way: str = "", attention: bool = False):
+        super().__init__()
+        self.way, self.attention = way, attention
+        wide = lambda width: nn.GroupNorm(32, width, eps=1e-6)  # noqa: E731
+        self.norm0, self.conv0 = wide(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.affine, self.norm1 = nn.Linear(4 * WIDTHS[0], c_out), wide(c_out)
+        self.conv1 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out or way else nn.Identity()
+        if way:
+            self.conv0.register_buffer("resample_filter", torch.ones(1, 1, 2, 2))
+            self.skip.register_buffer("resample_filter", torch.ones(1, 1, 2, 2))
+        if attention:
+            self.norm2, self.qkv, self.proj = wide(c_out), nn.Conv2d(c_out, 3 * c_out, 1), nn.Conv2d(c_out, c_out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv0(resize(nnf.silu(self.norm0(x)), self.way)) + self.affine(emb)[:, :, None, None]
+        x = (self.conv1(nnf.silu(self.norm1(h))) + self.skip(resize(x, self.way))) / math.sqrt(2)
+        if self.attention:
+            q, k, v = self.qkv(self.norm2(x)).flatten(2).unflatten(1, (1, -1, 3)).unbind(3)
+            x = (x + self.proj(attend(q, k, v).view_as(x))) / math.sqrt(2)
+        return x
+
+
+class EDMpp(nn.Module):
+    """One block a level of 16 and 8 pixels, attention at 8; a linear layer of sqrt(N) times the one-hot label before the MLP."""
+
+    def __init__(self, classes: int):
+        super().__init__()
+        (a, b), block = WIDTHS, DDPMppBlock
+        self.map_layer0, self.map_layer1 = nn.Linear(a, 4 * a), nn.Linear(4 * a, 4 * a)
+        self.map_augment = nn.Linear(9, a, bias=False)
+        if classes:
+            self.map_label = nn.Linear(classes, a)
+        self.enc = nn.ModuleDict({
+            "16x16_conv": nn.Conv2d(3, a, 3, padding=1), "16x16_block0": block(a, a),
+            "8x8_down": block(a, a, "down"), "8x8_block0": block(a, b, "", True),
+        })  # fmt: skip
+        self.dec = nn.ModuleDict({
+            "8x8_in0": block(b, b, "", True), "8x8_in1": block(b, b), "8x8_block0": block(2 * b, b),
+            "8x8_block1": block(b + a, b, "", True), "16x16_up": block(b, b, "up"), "16x16_block0": block(b + a, a),
+            "16x16_block1": block(2 * a, a), "16x16_aux_norm": nn.GroupNorm(32, a, eps=1e-6),
+            "16x16_aux_conv": nn.Conv2d(a, 3, 3, padding=1),
+        })  # fmt: skip
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        width = WIDTHS[0]
+        angles = time[:, None] * 10000 ** (-torch.arange(width // 2) / (width // 2 - 1))
+        emb = torch.cat([angles.sin(), angles.cos()], 1)
+        if labels is not None:
+            emb = emb + self.map_label(nnf.one_hot(labels, CLASSES) * math.sqrt(CLASSES))
+        emb, skips = nnf.silu(self.map_layer1(nnf.silu(self.map_layer0(emb)))), [x]
+        for name, part in self.enc.items():
+            skips.append(part(skips[-1]) if name.endswith("conv") else part(skips[-1], emb))
+        h = skips[-1]
+        for name, part in self.dec.items():
+            if "aux" in name:
+                h = nnf.silu(part(h)) if name.endswith("norm") else part(h)
+            else:
+                h = part(torch.cat([h, skips.pop()], 1) if "block" in name else h, emb)
+        return h
+
+
 def shaken(network: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -189,7 +254,6 @@ def agrees(folder: Path, network: nn.Module, classes: int, time: Tensor) -> Any:
     with torch.no_grad():
         theirs, mine = network(x, time, labels)[:, :3], denoiser.network(x, time, labels)
     assert (mine - theirs).abs().max() < 1e-5 * max(1, theirs.abs().max()) and theirs.std() > 0.1
-    assert isinstance(denoiser.network, UNet2D)
     return denoiser
 
 
@@ -198,7 +262,7 @@ def test_guided_diffusion(classes: int, order: str, tmp_path: Path) -> None:
     network = shaken(Guided(classes, order))
     torch.save(network.state_dict(), tmp_path / "it.pt")
     command("guided", tmp_path / "it.pt", tmp_path / "out", "--size", 16, "--head-width", HEAD, "--order", order)
-    agrees(tmp_path / "out", network, classes, torch.tensor([0.0, 371.0, 999.0]))
+    assert isinstance(agrees(tmp_path / "out", network, classes, torch.tensor([0.0, 371.0, 999.0])).network, UNet2D)
     other = {"hqc": "qhc", "qhc": "hqc"}[order]
     command("guided", tmp_path / "it.pt", tmp_path / "wrong", "--size", 16, "--head-width", HEAD, "--order", other)
     with pytest.raises(AssertionError):
@@ -206,13 +270,15 @@ def test_guided_diffusion(classes: int, order: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [0, CLASSES])
-def test_edm(classes: int, tmp_path: Path) -> None:
-    network = shaken(EDM(classes))
+@pytest.mark.parametrize(("kind", "ours"), [(EDM, UNet2D), (EDMpp, DDPMpp)])
+def test_edm(kind: type, ours: type, classes: int, tmp_path: Path) -> None:
+    network = shaken(kind(classes))
     tensors = {f"model.{name}": value.contiguous() for name, value in network.state_dict().items()}
     safetensors.torch.save_file(tensors, tmp_path / "it.safetensors")
     command("edm", tmp_path / "it.safetensors", tmp_path / "out", "--size", 16, "--head-width", HEAD)
     denoiser = agrees(tmp_path / "out", network, classes, torch.tensor([-1.5, 0.0, 1.0]))
-    assert isinstance(denoiser.prediction, Preconditioned) and denoiser.prediction.sigma_data == 0.5
+    assert isinstance(denoiser.network, ours) and isinstance(denoiser.prediction, Preconditioned)
+    assert denoiser.prediction.sigma_data == 0.5
     words = (f"ckpt={tmp_path / 'out'}", "n=2", "sampler=dpmpp_2m", "sampler.steps=2", f"out={tmp_path / 's'}", "device=cpu")
     sample(config.check_sample(compose(*words, primary="sample")))
 
@@ -220,6 +286,14 @@ def test_edm(classes: int, tmp_path: Path) -> None:
 class Code:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("executed"),))
+
+
+def test_ddpmpp_is_as_large_as_edm_says() -> None:
+    """Karras et al. 2022, table 7: 56 million weights for CIFAR-10, and 62 million for FFHQ and AFHQ."""
+    with torch.device("meta"):
+        sizes = [sum(p.numel() for p in DDPMpp(3, 32, 0).parameters())]
+        sizes.append(sum(p.numel() for p in DDPMpp(3, 64, 0, multipliers=(1, 2, 2, 2), attention_levels=(2,)).parameters()))
+    assert [round(size / 1e6) for size in sizes] == [56, 62]
 
 
 def test_what_has_no_counterpart_or_has_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +312,8 @@ def test_what_has_no_counterpart_or_has_code_is_refused(tmp_path: Path, monkeypa
     refused("it.pkl", pickle.dumps({"ema": Code()}), "a .pkl has code in it, and is not opened", "edm")
     refused("it.pt", {**weights, "more": Code()}, "cannot be opened without running code")
     refused("it.pt", {"model": weights}, "more than tensors by name")
-    refused("it.pt", weights, "names are not those of a DhariwalUNet", "edm")
+    refused("it.pt", weights, "names are not those of a network of EDM", "edm")
+    refused("it.pt", {**EDMpp(0).state_dict(), "map_noise.freqs": torch.zeros(1)}, "map_noise.freqs has no place", "edm")
     refused("it.pt", {n: v for n, v in weights.items() if not n.startswith("output_blocks.2.2")}, "joined by convolutions")
     refused("it.pt", {**weights, "input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)}, "input has 6 channels")
     refused("it.pt", {**weights, "time_embed.0.weight": torch.zeros(128, 64)}, "told in 64 waves")

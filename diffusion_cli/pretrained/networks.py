@@ -51,7 +51,7 @@ def net_of(config: Mapping[str, Any], place: str) -> Net:
     """config: a network's config.json. place: whose, for messages. Raises ConfigError for what has no counterpart here."""
     name = str(config.get("_class_name"))
     if name not in _READERS:
-        raise ConfigError(f"{place}: its network is a {name}, and {' and '.join(_READERS)} are read here")
+        raise ConfigError(f"{place}: its network is a {name}, and {', '.join(_READERS)} are read here")
     return _READERS[name](config, place)
 
 
@@ -101,6 +101,14 @@ def _dit(config: Mapping[str, Any], place: str) -> Net:
     return Net({"_target_": "diffusion_cli.models.DiT", **ours}, channels, _size(config, place), rows, rename, True)
 
 
+def _ddpmpp(config: Mapping[str, Any], place: str) -> Net:
+    """Our own DDPM++ by our own keys, as scripts/convert_checkpoint.py writes EDM's: diffusers has none."""
+    keys = ("width", "multipliers", "blocks", "attention_levels", "dropout", "groups")
+    node = {"_target_": "diffusion_cli.models.DDPMpp", **{key: config[key] for key in keys}}
+    rename = lambda weights, classes: _filled(dict(weights), "class_embedding.weight", classes)  # noqa: E731
+    return Net(node, _channels(config, 3, place), _size(config, place), int(config.get("num_class_embeds") or 0), rename)
+
+
 def _channels(config: Mapping[str, Any], silent: int, place: str) -> int:
     channels = int(config.get("in_channels", silent))
     if channels not in (1, 3):
@@ -108,4 +116,8 @@ def _channels(config: Mapping[str, Any], silent: int, place: str) -> int:
     return channels
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any], str], Net]] = {"UNet2DModel": _unet, "DiTTransformer2DModel": _dit}
+_READERS: dict[str, Callable[[Mapping[str, Any], str], Net]] = {
+    "UNet2DModel": _unet,
+    "DiTTransformer2DModel": _dit,
+    "DDPMpp": _ddpmpp,
+}
