@@ -196,7 +196,7 @@ class DDPMppBlock(nn.Module):
 
 
 class EDMpp(nn.Module):
-    """One block a level of 16 and 8 pixels, attention at 8; a linear layer of sqrt(N) times the one-hot label before the MLP."""
+    """One block a level of 16 and 8 pixels, attention at 8; a linear layer of sqrt(N) times the one-hot label, before both."""
 
     def __init__(self, classes: int):
         super().__init__()
