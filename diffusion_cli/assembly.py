@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NotRequired, TypedDict
 
 import torch
 
+from diffusion_cli.adapters import LoRA
 from diffusion_cli.build import build
 from diffusion_cli.codecs import Codec, Latent, Pixels
 from diffusion_cli.conditioning import Conditioner
@@ -169,6 +170,17 @@ def objective_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] =
     return build(node["objective"], Objective, "objective", given, trust)
 
 
+def adapt(objective: Objective, node: Mapping[str, Any], trust: Collection[str] = ()) -> None:
+    """Puts the adapters that the node asks for into the network, which then trains nothing else. Raises ConfigError."""
+    if node.get("adapter") is None:
+        return
+    torch.manual_seed(word_of(node["seed"], "initial adapters"))
+    try:
+        build(node["adapter"], LoRA, "adapter", trust=trust).put_into(objective.network)
+    except ValueError as error:
+        raise ConfigError(f"adapter: {error}") from None
+
+
 def rehearse(node: Mapping[str, Any], trust: Collection[str] = (), stages: Stages | None = None) -> Objective:
     """Builds everything once, without memory and data: what constructors refuse is said before any data is read."""
     dataset = build(node["dataset"], Dataset, "dataset", trust=trust)
@@ -181,4 +193,6 @@ def rehearse(node: Mapping[str, Any], trust: Collection[str] = (), stages: Stage
         sampler = build(node["sampler"], Sampler, "sampler", trust=trust)
         sampler.times(build(node["schedule"], Schedule, "schedule", trust=trust))
     with torch.device("meta"):
-        return objective_of(node, facts, trust, stages)
+        objective = objective_of(node, facts, trust, stages)
+        adapt(objective, node, trust)
+    return objective

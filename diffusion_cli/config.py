@@ -48,9 +48,9 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "guidance": ("diffusion_cli.guidance.Guidance", ()),
     "objective": ("diffusion_cli.objectives.Objective", PARTS),
 }
-# of groups that may be null
 FEATURES = "diffusion_cli.features.Features"
 STAGES = {"codec": "diffusion_cli.stages.Stage", "texts": "diffusion_cli.stages.Stage"}
+NULLABLE = {"features": FEATURES, "adapter": "diffusion_cli.adapters.LoRA", **STAGES}  # groups of training that may be null
 
 SAMPLE_GROUPS = {
     "sampler": "diffusion_cli.samplers.Sampler",
@@ -83,7 +83,7 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
         node.pop(slot, None)
     if isinstance(node.get("name"), int | float):
         node["name"] = str(node["name"])
-    inner = {*TRAIN_GROUPS, *STAGES, "trainer", "features"}
+    inner = {*TRAIN_GROUPS, *NULLABLE, "trainer"}
     trust = node.get("trust") if isinstance(node.get("trust"), list) else []
     wrong = _root(node, "Train", inner)
     wrong += _values(node.get("trainer"), "Trainer", "trainer")
@@ -97,15 +97,27 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
                 "objective=autoencoding, model=clip with objective=contrasting, the other models with objective=denoising"
             )
         wrong += found
-    for group, base in {"features": FEATURES, **STAGES}.items():
+    for group, base in NULLABLE.items():
         if node.get(group) is not None:
             wrong += check(node[group], base, group, trust=trust)
+    if not wrong and (node["init"] is None or node["init_digest"] is not None):  # else the model brings some of them yet
+        wrong = _pairs(node)
     if not wrong:
-        wrong = _pairs(node) + _watched(node)
+        wrong = _adapted(node) + _watched(node)
     if wrong:
         raise ConfigError("\n".join(wrong))
     root = settings.Train(**_tuples({key: value for key, value in node.items() if key not in inner}))
     return settings.Plan(root, settings.Trainer(**_tuples(node["trainer"])), node)
+
+
+def planned(node: dict[str, Any], words: Sequence[str]) -> settings.Plan:
+    """The same with what init= brings, which the words of the command line may change. Raises UserError."""
+    plan = check_train(node)
+    if plan.root.init is None:
+        return plan
+    from diffusion_cli.initial import adopted  # torch, for a trained model is read
+
+    return check_train(adopted(plan.node, words))
 
 
 def check_sample(node: dict[str, Any]) -> settings.Request:
@@ -158,6 +170,16 @@ def _asked(nodes: Mapping[str, Any], groups: Mapping[str, str], trust: list[str]
         if isinstance(nodes[group], Mapping) and "_target_" in nodes[group]:
             wrong += check(nodes[group], base, group, GIVEN.get(group, ()), trust)
     return wrong
+
+
+def _adapted(node: Mapping[str, Any]) -> list[str]:
+    """What an adapter lacks."""
+    if node.get("adapter") is None:
+        return []
+    wrong = (
+        [] if node["init"] else ["adapter=lora adds to a trained model: say which, init=outputs/<name> or init=hf://OWNER/NAME"]
+    )
+    return wrong + ["adapter=lora needs more packages: pip install 'diffusion-cli[lora]'"] * (find_spec("peft") is None)
 
 
 def _watched(node: Mapping[str, Any]) -> list[str]:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffusion_cli import checkpoint
+from diffusion_cli.adapters import merged
 from diffusion_cli.assembly import autoencoder_of, classifier_of, clip_of, denoiser_of, parts_of, tokenizer_of
 from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint, Damaged
@@ -97,7 +98,7 @@ def load_clip(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> tupl
 
 
 # the part that a run trained -> what it is, and what it is for; {run}: its folder
-_KINDS = {
+KINDS = {
     "denoiser": ("a denoiser", ""),
     "classifier": (
         "a classifier",
@@ -122,13 +123,24 @@ def _must_be(wanted: str, found: Trained, trust: tuple[str, ...], way_out: str) 
     parts = parts_of(node, trust)
     if wanted in parts:
         return
-    kind, use = next((_KINDS[part] for part in parts if part in _KINDS), ("something else", ""))
+    kind, use = next((KINDS[part] for part in parts if part in KINDS), ("something else", ""))
     said = use.format(run=found.run) if wanted == "denoiser" and use else way_out
-    raise ConfigError(f"{found.folder} is no {_KINDS[wanted][0].split(maxsplit=1)[1]} but {kind}: {said}")
+    raise ConfigError(f"{found.folder} is no {KINDS[wanted][0].split(maxsplit=1)[1]} but {kind}: {said}")
 
 
 def _fill(model: nn.Module, found: Trained, prefix: str, weights: str) -> None:
     """Loads what the objective kept under that prefix, for asking alone."""
+    tensors = plain_weights(found, weights)
+    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    try:
+        model.load_state_dict(own)
+    except RuntimeError as error:
+        raise StorageError(f"{found.folder} cannot be used: {str(error).splitlines()[-1].strip()}") from None
+    model.eval().requires_grad_(False)
+
+
+def plain_weights(found: Trained, weights: str) -> dict[str, Tensor]:
+    """All that the objective kept, adapters merged into what they adapt. weights: ema or raw. Raises StorageError."""
     names = {"ema": "average", "raw": "weights"}
     try:
         there = [word for word, name in names.items() if name in found.groups()]
@@ -136,12 +148,11 @@ def _fill(model: nn.Module, found: Trained, prefix: str, weights: str) -> None:
             raise StorageError(
                 f"{found.folder} cannot be used with weights={weights}, which it was exported without: write weights={there[0]}"
             )
+        adapter = found.config["config"].get("adapter")
         tensors = found.tensors(names[weights])
-        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        model.load_state_dict(own)
-    except (Damaged, RuntimeError) as error:
+        return tensors if adapter is None else merged(tensors, adapter["alpha"])
+    except (Damaged, RuntimeError, KeyError) as error:
         raise StorageError(f"{found.folder} cannot be used: {str(error).splitlines()[-1].strip()}") from None
-    model.eval().requires_grad_(False)
 
 
 def dataset_of(found: Trained, path: str | None, trust: tuple[str, ...] = ()) -> Dataset:

@@ -71,6 +71,9 @@ class Train:
     preview: Literal["data"] | None
     outputs: str
     trust: tuple[str, ...]
+    init: str | None
+    init_weights: Literal["ema", "raw"] | None
+    init_digest: str | None
 
 
 @dataclass(frozen=True)

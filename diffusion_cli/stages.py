@@ -124,6 +124,13 @@ def carry(node: Mapping[str, Any], folder: Path, trust: tuple[str, ...] = ()) ->
             place.carry(folder / FOLDER / name)
 
 
+def carried(found: Trained) -> dict[str, Any]:
+    """The nodes of the frozen parts of which the model's own run has copies, with those for places."""
+    node = found.config["config"]
+    places = {name: found.run / FOLDER / name for name in NAMES if node.get(name) is not None}
+    return {name: {**node[name], "ckpt": str(place)} for name, place in places.items() if place.is_dir()}
+
+
 def stages_of(found: Trained, trust: tuple[str, ...] = (), without: Collection[str] = ()) -> Stages:
     """The parts that a trained model stands on, but for those that are not asked for. Raises UserError."""
     facts: Facts = found.config["facts"]

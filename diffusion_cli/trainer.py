@@ -72,9 +72,9 @@ class Trainer:
         self.compute, self.seed, self.config = compute, seed, config
         self.recipe, self.average, self.measure = optimizer, average, measure
         self.best = Best(settings.best)
-        self.optimizer = optimizer.make(self.objective.parameters())
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        self.optimizer = optimizer.make(self.parameters)
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.scales_loss)
-        self.parameters = list(self.objective.parameters())
         self.progress = Progress()
         self.source = Source(seed, torch.arange(settings.batch, device=compute.device))
         self.reported: tuple[int, float] = (0, 0.0)  # step and seconds at the last report
@@ -245,7 +245,7 @@ class Trainer:
         """The whole state as checkpoint number `step`; older ones go only after it has been verified."""
         optimizer: dict[str, Tensor] = {}
         for name, parameter in self.objective.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
                 optimizer[f"{name}/{key}"] = value
         trainer = {
             f"{name}/{part}": value for name, tally in self.progress.tallies.items() for part, value in tally._asdict().items()

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from diffusion_cli import checkpoint, drawing, storage
-from diffusion_cli.assembly import Facts, objective_of, reads_texts, rehearse
+from diffusion_cli.assembly import Facts, adapt, objective_of, reads_texts, rehearse
 from diffusion_cli.best import Best
 from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint
@@ -21,14 +21,17 @@ from diffusion_cli.devices import choose
 from diffusion_cli.ema import EMA
 from diffusion_cli.errors import ConfigError, Stopped, StorageError
 from diffusion_cli.evaluation.watch import watch_of
+from diffusion_cli.finding import find
+from diffusion_cli.initial import begin
 from diffusion_cli.objectives import Objective
 from diffusion_cli.objectives.captions import captions
 from diffusion_cli.objectives.denoising import spread
 from diffusion_cli.optimizers import Optimizer
+from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.randomness import Source
 from diffusion_cli.runs import Run, say, status_of
 from diffusion_cli.schedules import Schedule
-from diffusion_cli.settings import Plan, flat, frozen_changes
+from diffusion_cli.settings import Plan, Train, flat, frozen_changes
 from diffusion_cli.stages import carry, opened
 from diffusion_cli.trainer import Trainer
 
@@ -54,6 +57,7 @@ def train(plan: Plan) -> dict[str, float]:
         say(f"{folder} is finished at step {start.step:,}: a larger trainer.{limit}= goes on, another name= starts anew")
         _say_next(folder, rehearsed)
         return dict(status_of(folder).get("figures", {}))
+    found = _initial(root, start)
     run = Run(folder)
     step = start.step if start else 0
     try:
@@ -64,14 +68,22 @@ def train(plan: Plan) -> dict[str, float]:
         assert pictures is not None
         facts = stages.facts(_facts(dataset, pictures))
         if reads_texts(node["objective"], root.trust):
-            facts["tokenizer"] = learned(captions(pictures), node["objective"]["vocabulary"])
+            known = found or (start if root.init else None)  # a network that was taught one tokenizer keeps it
+            tokenizer = known.config["facts"]["tokenizer"] if known else None
+            facts["tokenizer"] = tokenizer or learned(captions(pictures), node["objective"]["vocabulary"])
         _same_data(start, facts)
         objective = objective_of(node, facts, root.trust, stages)
+        if found is not None:
+            say(f"begins from {found.said}, {found.digest[:12]}")
+            begin(objective, found, root.init_weights, facts)
+        adapt(objective, node, root.trust)
         if compute.compile:
             objective.network.compile()
         weights = sum(p.numel() for p in objective.network.parameters())
         shape = f"{facts['channels']} x {facts['image_size']} x {facts['image_size']}"
-        say(f"{folder}: {len(pictures):,} pictures of {shape}, {weights:,} weights, {compute}")
+        trained = sum(p.numel() for p in objective.network.parameters() if p.requires_grad)
+        share = "" if trained == weights else f" ({trained:,} of them trained)"
+        say(f"{folder}: {len(pictures):,} pictures of {shape}, {weights:,} weights{share}, {compute}")
         if pictures.skipped:
             say(f"{len(pictures.skipped)} pictures cannot be read and are skipped, the first: {' '.join(pictures.skipped[0])}")
             run.write("skipped.json", json.dumps([s._asdict() for s in pictures.skipped], indent=1).encode())
@@ -122,6 +134,16 @@ def train(plan: Plan) -> dict[str, float]:
         raise
     finally:
         run.close()
+
+
+def _initial(root: Train, start: Checkpoint | None) -> Trained | None:
+    """The model that a new run begins from, which is still the one that the config was checked with."""
+    if root.init is None or start is not None:
+        return None
+    found = find(root.init, "init")
+    if found.digest != root.init_digest:
+        raise ConfigError(f"init={root.init} has changed since it was looked up: the same command once more")
+    return found
 
 
 def _start(folder: Path, node: dict[str, Any], resume: str) -> Checkpoint | None:

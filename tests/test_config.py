@@ -14,7 +14,7 @@ import yaml
 from tiny import SMALL, changed, compose
 
 from diffusion_cli import config
-from diffusion_cli.assembly import PARTS, Facts, objective_of, reads_texts, rehearse
+from diffusion_cli.assembly import PARTS, Facts, adapt, objective_of, reads_texts, rehearse
 from diffusion_cli.build import build
 from diffusion_cli.conditioning import learned
 from diffusion_cli.config import CONFIGS, SAMPLE_GROUPS, TRAIN_GROUPS
@@ -37,6 +37,7 @@ OPTIONS = [  # (group, option): ("loss/times", "uniform")
 ]
 ASKED_ONLY = set(SAMPLE_GROUPS) - set(TRAIN_GROUPS)  # groups of diffusion-sample alone
 TINY_MODELS = {
+    "ddpmpp": ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipliers=[1,2]"),
     "dit": ("model.width=16", "model.depth=1", "model.heads=2"),
     "unet_basic": ("model.widths=[8,8]", "model.kernel_size=3"),
     "unet_gated": ("model.width=8", "model.levels=2", "model.time_width=8", "model.bottom_width=8", "model.bottom_channels=4"),
@@ -67,6 +68,8 @@ def words_of(group: str, option: str) -> list[str]:
     words = [f"{group}={option}"]
     if group == "prediction":
         words += ["schedule=vp", "sampler/grid=uniform"]
+    if group == "adapter":
+        words += ["init=somewhere"]
     if group == "dataset":
         words += MISSING.get(option, ())
     if (group, option) == ("sampler/grid", "listed"):
@@ -100,6 +103,7 @@ def two_steps(plan: Plan) -> list[torch.Tensor]:
         texts = tuple(f"the digit {label}" for label in pictures.labels.tolist())
         pictures, facts["tokenizer"] = replace(pictures, texts=texts), learned(texts, plan.node["objective"]["vocabulary"])
     objective = objective_of(plan.node, facts)
+    adapt(objective, plan.node)
     optimizer, average = build(plan.node["optimizer"], Optimizer, "optimizer"), build(plan.node["ema"], EMA, "ema")
     batches = Batches(pictures, plan.trainer.batch, plan.root.seed, flip=True)
     compute = Compute(torch.device("cpu"), None, False)

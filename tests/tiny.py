@@ -63,7 +63,8 @@ def train(outputs: Path, *more: str, name: str = "run") -> Path:
     """Trains a tiny run here and now, and returns its folder."""
     from diffusion_cli.training import train
 
-    train(config.check_train(compose(*words(outputs, *more, name=name))))
+    line = words(outputs, *more, name=name)
+    train(config.planned(compose(*line), line))
     return outputs / name
 
 

@@ -1,5 +1,6 @@
 """diffusion-train: a composed config becomes a run."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ Told nothing, it trains on bundled handwritten digits, on a CPU, for about a min
 
 GROUPS = (
     "experiment", "dataset", "schedule", "prediction", "loss", "model", "optimizer", "ema", "sampler", "guidance", "objective",
-    "codec", "texts", "features", "sweep", "hydra/launcher", "hydra/sweeper",
+    "codec", "texts", "adapter", "features", "sweep", "hydra/launcher", "hydra/sweeper",
 )  # fmt: skip
 
 EXAMPLES = (
@@ -25,6 +26,7 @@ EXAMPLES = (
     ("diffusion-train experiment=cifar10_ddpm100 name=mine", "a recipe; the same command again goes on"),
     ("diffusion-train schedule=cosine prediction=v trainer.steps=5000", "another process, a longer run"),
     ("diffusion-train dataset=folder dataset.path=DIR preview=data", "look at what the network will see"),
+    ("diffusion-train init=outputs/digits dataset.classes=[3,5]", "train a trained model on (adapter=lora: beside it)"),
     ("diffusion-train -m schedule=cosine,vp prediction=eps,v", "a sweep: four runs and a table"),
 )
 
@@ -51,9 +53,9 @@ def task(composed: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     node = config.plain(composed)
     if node.get("name") is None:
-        node["name"] = _name(hydra.runtime.choices, list(hydra.overrides.task))
+        node["name"] = _name(hydra.runtime.choices, list(hydra.overrides.task), node["init"])
     try:
-        found = figure(_train(node), None)
+        found = figure(_train(node, list(hydra.overrides.task)), None)
     except UserError as error:
         if hydra.mode == RunMode.MULTIRUN:  # the sweep reads how it ended, also of a job that failed before it was a run
             folder = Path(str(node["outputs"])) / str(node["name"])
@@ -63,17 +65,18 @@ def task(composed: DictConfig) -> float | None:
     return found[1] if found else None
 
 
-def _train(node: dict[str, Any]) -> dict[str, float]:
-    plan = config.check_train(node)
+def _train(node: dict[str, Any], words: list[str]) -> dict[str, float]:
+    plan = config.planned(node, words)
     from diffusion_cli.training import train  # torch, now that the config is known to be right
 
     return train(plan)
 
 
-def _name(choices: Mapping[str, Any], words: list[str]) -> str:
-    """The experiment or data set, and the options that were asked for by name."""
+def _name(choices: Mapping[str, Any], words: list[str], init: str | None) -> str:
+    """The experiment or data set, the options that were asked for by name, and what it begins from."""
     first = choices.get("experiment") or choices["dataset"]
     silent = {"experiment", "dataset", "sampler", "guidance", "features", "sweep", "codec", "texts"}
     asked = [word.partition("=") for word in words]
     groups = [value for key, _, value in asked if key in choices and key.partition("/")[0] not in silent and value != "null"]
-    return "-".join([str(first), *groups])
+    place = "" if init is None else re.sub(r"@.*|[^\w.+-]", "", Path(str(init)).name)
+    return "-".join([str(first), *groups, *(["from", place] if place else [])])

@@ -27,6 +27,7 @@ def _head(story: Story, parcel: Parcel) -> ModelCardData:
         library_name=parcel.library,
         tags=[TASK, "diffusion", "diffusion-cli", *parcel.tags],
         datasets=[story.dataset] if story.dataset else None,
+        base_model=story.base,
         pipeline_tag=TASK,
         model_name=story.name,
         eval_results=[_result(story, figure) for figure in story.figures] or None,

@@ -5,6 +5,7 @@ Figures are taken where they are of this very checkpoint and of the weights that
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -31,7 +32,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Story:
-    """data, process, network, training: (what, how) rows. picture: PNG of samples. dataset: the hub's name of it."""
+    """data, process, network, training: (what, how) rows. picture: PNG of samples. dataset, base: the hub's names of its data
+    and of the model that it began from."""
 
     name: str
     step: int
@@ -43,6 +45,7 @@ class Story:
     training: Rows
     figures: tuple[Figure, ...]
     dataset: str | None
+    base: str | None
     picture: bytes | None
 
     @property
@@ -66,6 +69,7 @@ def story_of(model: Model) -> Story:
         _training(model),
         (*_evaluated(model), *_of_status(model)),
         repo if isinstance(repo, str) else None,
+        m["name"] if (m := re.match(r"hf:/+(?P<name>[^@]+)", str(node.get("init")))) else None,
         _picture(model),
     )
 
@@ -120,6 +124,7 @@ def _training(model: Model) -> Rows:
     images, seconds = found.state.get("images"), found.state.get("seconds")
     rows = [
         ("weights", which),
+        *_begun(node),
         ("optimizer", words(node["optimizer"])),
         ("steps", f"{found.step:,}"),
         ("batch", f"{node['trainer']['batch']}"),
@@ -129,6 +134,15 @@ def _training(model: Model) -> Rows:
         ("seed", str(node.get("seed", "not noted"))),
     ]
     return tuple(rows)
+
+
+def _begun(node: Mapping[str, Any]) -> Rows:
+    """What the run began from, if it did not begin at random."""
+    if not node.get("init"):
+        return ()
+    place = str(node["init"]) if str(node["init"]).startswith("hf:") else Path(str(node["init"])).name
+    added = (("added to it", words(node["adapter"])),) if node.get("adapter") else ()
+    return ("begun from", f"{place}, of digest `{node['init_digest']}`"), *added
 
 
 def _evaluated(model: Model) -> Iterator[Figure]:

@@ -7,6 +7,7 @@ from diffusion_cli.models.autoencoder import AutoencoderVQ as AutoencoderVQ
 from diffusion_cli.models.classifier import Classifier as Classifier
 from diffusion_cli.models.classifier import Encoder as Encoder
 from diffusion_cli.models.clip import Clip as Clip
+from diffusion_cli.models.ddpmpp import DDPMpp as DDPMpp
 from diffusion_cli.models.diffusers_text import AuraFlow as AuraFlow
 from diffusion_cli.models.diffusers_text import UNet2DCondition as UNet2DCondition
 from diffusion_cli.models.diffusers_unet import UNet2D as UNet2D

@@ -56,7 +56,7 @@ def net_of(config: Mapping[str, Any], place: str) -> Net:
     """config: a network's config.json. place: whose, for messages. Raises ConfigError for what has no counterpart here."""
     name = str(config.get("_class_name"))
     if name not in _READERS:
-        raise ConfigError(f"{place}: its network is a {name}, and {' and '.join(_READERS)} are read here")
+        raise ConfigError(f"{place}: its network is a {name}, and {', '.join(_READERS)} are read here")
     return _READERS[name](config, place)
 
 
@@ -105,6 +105,14 @@ def _dit(config: Mapping[str, Any], place: str) -> Net:
     return Net({"_target_": "diffusion_cli.models.DiT", **ours}, channels, _size(config, place), rows, rename, True)
 
 
+def _ddpmpp(config: Mapping[str, Any], place: str) -> Net:
+    """Our own DDPM++ by our own keys, as scripts/convert_checkpoint.py writes EDM's: diffusers has none."""
+    keys = ("width", "multipliers", "blocks", "attention_levels", "dropout", "groups")
+    node = {"_target_": "diffusion_cli.models.DDPMpp", **{key: config[key] for key in keys}}
+    rename = lambda weights, classes: _filled(dict(weights), "class_embedding.weight", classes)  # noqa: E731
+    return Net(node, _channels(config, 3, place), _size(config, place), int(config.get("num_class_embeds") or 0), rename)
+
+
 def _channels(config: Mapping[str, Any], silent: int, place: str) -> int:
     channels = int(config.get("in_channels", silent))
     if config.get("out_channels") not in (None, channels, 2 * channels):
@@ -150,4 +158,5 @@ _READERS: dict[str, Callable[[Mapping[str, Any], str], Net]] = {
     "Transformer2DModel": _dit,  # the name of the published DiT's class, once
     "UNet2DConditionModel": _Reader(UNet2DCondition, "cross_attention_dim", {**dict.fromkeys(_CONDITIONS, (None,)), **_FLAGS}),
     "AuraFlowTransformer2DModel": _Reader(AuraFlow, "joint_attention_dim", {}),
+    "DDPMpp": _ddpmpp,
 }

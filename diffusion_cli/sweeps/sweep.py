@@ -59,7 +59,7 @@ class Sweep:
         composed = self.context.config_loader.load_sweep_config(self.master, words)
         node = config.plain(OmegaConf.masked_copy(composed, [key for key in map(str, composed) if key != "hydra"]))
         try:
-            checked = config.check_train(node).node
+            checked = config.planned(node, words).node
             if self.processes is not None and str(checked["device"]).startswith("cuda:"):
                 gpu = str(checked["device"])[5:]
                 raise ConfigError(f"device=cuda:{gpu}: a sweep deals out the GPUs: device=auto and hydra.launcher.gpus=[{gpu}]")
