@@ -17,7 +17,8 @@ watch: Callable[[str, Path], None] = lambda operation, path: None  # noqa: E731 
 
 
 @contextmanager
-def _named(operation: str, path: Path, size: int = 0) -> Iterator[None]:
+def named(operation: str, path: Path, size: int = 0) -> Iterator[None]:
+    """What the block does to the path, in bytes; an OSError of it becomes a StorageError that says so."""
     try:
         watch(operation, path)
         yield
@@ -30,7 +31,7 @@ def _named(operation: str, path: Path, size: int = 0) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    with _named("make the folder", path):
+    with named("make the folder", path):
         path.mkdir(parents=True, exist_ok=True)
 
 
@@ -51,13 +52,13 @@ def write_all(files: Mapping[Path, bytes]) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    with _named("write", path, len(line)), path.open("a", encoding="utf-8") as file:
+    with named("write", path, len(line)), path.open("a", encoding="utf-8") as file:
         file.write(line)
 
 
 def log(path: Path) -> BinaryIO:
     """A file that another process will write at the end of."""
-    with _named("write", path):
+    with named("write", path):
         return path.open("ab")
 
 
@@ -67,12 +68,12 @@ def rename(source: Path, target: Path) -> None:
 
 
 def _rename(source: Path, target: Path) -> None:
-    with _named("rename to", target):
+    with named("rename to", target):
         os.replace(source, target)
 
 
 def remove_file(path: Path) -> None:
-    with _named("remove", path):
+    with named("remove", path):
         path.unlink(missing_ok=True)
 
 
@@ -83,7 +84,7 @@ def remove(path: Path) -> None:
         if hidden.exists():
             remove(hidden)
         rename(path, hidden)
-    with _named("remove", hidden):
+    with named("remove", hidden):
         shutil.rmtree(hidden)
 
 
@@ -96,20 +97,21 @@ def commit(folder: Path, files: Mapping[str, bytes]) -> None:
     if temporary.exists():
         remove(temporary)
     make_folder(temporary)
-    folders = [temporary]
+    folders, left = [temporary], sum(map(len, files.values()))
     for name, data in files.items():
         path = temporary / name
         if path.parent not in folders:
             make_folder(path.parent)
             folders.append(path.parent)
-        _write_synced(path, data)
+        _write_synced(path, data, left)
+        left -= len(data)
     for inside in reversed(folders):
         _sync_folder(inside)
     rename(temporary, folder)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with _named("write", path, len(data)), path.open("wb") as file:
+def _write_synced(path: Path, data: bytes, needed: int | None = None) -> None:
+    with named("write", path, len(data) if needed is None else needed), path.open("wb") as file:
         file.write(data)
         file.flush()
         watch("sync", path)
@@ -119,7 +121,7 @@ def _write_synced(path: Path, data: bytes) -> None:
 def _sync_folder(path: Path) -> None:
     if os.name == "nt":
         return  # a folder cannot be opened there
-    with _named("sync", path):
+    with named("sync", path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
