@@ -49,7 +49,9 @@ class Stopped(UserError):
         self.code = 128 + signal_number
 
 
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
+_NO_MEMORY = re.compile(  # the last is what oneDNN says
+    r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED|could not (create|execute) a primitive", re.IGNORECASE
+)
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -9,8 +9,7 @@ not a number spreads it), so the question comes before the optimizer. It is the 
 import math
 import statistics
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,36 +26,40 @@ class Diverged(Exception):
     """The weights are not worth going on with. The message says what was seen and where."""
 
 
-@dataclass
 class Guard:
-    """skipped: steps so far; suspects: the pictures of those in a row that were skipped just now, by step."""
+    """weights: what is trained; undo: puts back what a loss changed besides gradients.
 
-    skipped: int = 0
-    suspects: dict[int, list[int]] = field(default_factory=dict)
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    skipped: steps so far; suspects: the pictures of those in a row that were skipped just now, by step.
+    """
 
-    def accepts(
-        self, step: int, ids: Tensor, losses: Tensor, norm: Tensor, weights: Sequence[Tensor], scaler: torch.amp.GradScaler
-    ) -> bool:
+    def __init__(self, weights: Sequence[Tensor], scaler: torch.amp.GradScaler, undo: Callable[[], None]):
+        self.weights, self.scaler, self.undo = weights, scaler, undo
+        self.skipped = 0
+        self.suspects: dict[int, list[int]] = {}
+        self.recent: deque[float] = deque(maxlen=WINDOW)
+
+    def accepts(self, step: int, ids: Tensor, losses: Tensor, norm: Tensor) -> bool:
         """Whether the gradient may be applied. ids, losses [B] of the batch; norm of its gradient. Raises Diverged."""
-        asked = {"loss": losses.sum(), "gradient": norm, "weight": nn.utils.get_total_norm(weights)}
-        values = dict(zip(asked, torch.stack([value.float() for value in asked.values()]).tolist(), strict=True))
-        wrong = [name for name, value in values.items() if not math.isfinite(value)]
-        if not wrong:
+        loss, gradient, weight = torch.stack([losses.sum().float(), norm.float(), self._norm()]).tolist()
+        if math.isfinite(loss) and math.isfinite(gradient) and math.isfinite(weight):
             self.suspects.clear()
-            self._look_for_a_spike(step, ids, losses, values["loss"] / len(losses))
+            self._look_for_a_spike(step, ids, losses, loss / len(losses))
             return True
-        if "weight" in wrong:
+        self.undo()
+        if not self._norm().isfinite():
             raise Diverged(f"a weight is not finite at step {step:,}")
-        if wrong == ["gradient"] and scaler.is_enabled() and scaler.get_scale() >= 1:
+        if math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() >= 1:
             return False  # fp16 looks for its scale like this, and halves it
         self.skipped += 1
-        self.suspects[step] = (ids[~losses.isfinite()] if "loss" in wrong else ids).tolist()
-        what = f"the {wrong[0]} is not finite"
+        self.suspects[step] = (ids if math.isfinite(loss) else ids[~losses.isfinite()]).tolist()
+        what = f"the {'gradient' if math.isfinite(loss) else 'loss'} is not finite"
         if len(self.suspects) == ROW:
             raise Diverged(f"{what} in {ROW} steps in a row, {step - ROW + 1:,} to {step:,} (pictures {self.pictures})")
         say(f"step {step:>7,}  {what} (pictures {_few(self.suspects[step])}): skipped, nothing is changed by it")
         return False
+
+    def _norm(self) -> Tensor:
+        return nn.utils.get_total_norm(self.weights).float()
 
     @property
     def pictures(self) -> str:
@@ -71,11 +74,9 @@ class Guard:
     def state(self) -> dict[str, Any]:
         return {"skipped": self.skipped, "suspects": list(self.suspects.items())}
 
-    @classmethod
-    def of_state(cls, state: dict[str, Any]) -> "Guard":
+    def load(self, state: Mapping[str, Any]) -> None:
         """What a checkpoint remembers; one of an earlier program nothing."""
-        before = state.get("guard", {"skipped": 0, "suspects": []})
-        return cls(before["skipped"], dict(before["suspects"]))
+        self.skipped, self.suspects = state.get("skipped", 0), dict(state.get("suspects", []))
 
 
 def _few(ids: Sequence[int]) -> str:

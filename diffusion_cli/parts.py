@@ -1,7 +1,7 @@
-"""A batch is worked off in parts, and in more of them where memory turns out too small: the gradients are the same but for rounding.
+"""A batch is worked off in parts, and in more of them where memory is too small: the same gradients but for rounding.
 
-A part is a stretch of slots, and times and noise are drawn by slot, so they stay what they were; only dropout draws anew. What a
-loss changes besides gradients (a history of losses, a codebook) is put back before the next attempt. Where it changes such
+A part is a stretch of slots, and times and noise are drawn by slot, so they stay what they were; only dropout draws anew. What
+a loss changes besides gradients (a history of losses, a codebook) is put back before the next attempt. Where it changes such
 things, or where pictures of a part are compared with each other, more parts are other mathematics: then the user decides.
 """
 
@@ -26,7 +26,7 @@ class Parts:
         self._watched = list(module.buffers())
         for inside in module.modules():  # a codebook that is no part of the gradient lies beside its buffers
             if next(inside.buffers(recurse=False), None) is not None:
-                self._watched += [weight for weight in inside.parameters(recurse=False) if not weight.requires_grad]
+                self._watched += [weight for weight in inside.parameters() if not weight.requires_grad]
         self._moving = set(range(len(self._watched)))  # which of them a loss changes: after the first step it is known
         self._before: dict[int, Tensor] = {}
 
@@ -56,9 +56,7 @@ class Parts:
         if count > self.count:
             if self._moving:
                 raise _too_large(reason)
-            say(
-                f"out of memory ({reason}): from now on a batch is worked off in {count} parts, as trainer.accumulate={count} does"
-            )
+            say(f"out of memory ({reason}): from now on batches are done in {count} parts, as trainer.accumulate={count} does")
             self.count = count
         return made
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffusion_cli import checkpoint, ema
+from diffusion_cli import checkpoint, ema, storage
 from diffusion_cli.best import Best
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.data import Batch, Batches, Pictures
@@ -39,7 +39,7 @@ Measure = Callable[[Any, StopRequest], Mapping[str, float] | None]
 
 @dataclass
 class Progress:
-    """What is counted: steps made, seconds of work, and sums since the last report. owed: what is due at this step, in order."""
+    """What is counted: steps made, seconds of work, sums since the last report. owed: what is due at this step, in order."""
 
     step: int = 0
     seconds: float = 0.0  # of training, over all attempts
@@ -74,11 +74,12 @@ class Trainer:
         self.batches, self.held_out, self.run, self.settings = batches, held_out, run, settings
         self.compute, self.seed, self.config = compute, seed, config
         self.recipe, self.average, self.measure = optimizer, average, measure
-        self.best, self.guard = Best(settings.best), Guard()
+        self.best = Best(settings.best)
         self.optimizer = optimizer.make(self.objective.parameters())
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.scales_loss)
         self.parameters = list(self.objective.parameters())
         self.parts = Parts(self.objective, settings.accumulate, settings.batch, self.objective.coupled)
+        self.guard = Guard(self.parameters, self.scaler, self.parts.undo)
         self.progress = Progress()
         self.source = Source(seed, torch.arange(settings.batch, device=compute.device))
         self.reported: tuple[int, float] = (0, 0.0)  # step and seconds at the last report
@@ -117,7 +118,8 @@ class Trainer:
                     if fresh and (done or _due(step, settings.preview_every)):
                         progress.owed.append("preview")
                     self.make_up(stop)
-                    if fresh and (done or stop.number or better or _due(step, settings.save_every)):
+                    calm = not self.guard.suspects  # a checkpoint to go back to is none of a row of skipped steps
+                    if fresh and (done or stop.number or better or (calm and _due(step, settings.save_every))):
                         self.save()
                     elif better:  # what was owed at `first`, whose checkpoint is there
                         checkpoint.point(run.checkpoints, self.best.state())
@@ -162,13 +164,11 @@ class Trainer:
         losses, tallies = self.parts.work(lambda parts: self.gradients(batch, parts))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf)
-        if self.guard.accepts(step, batch.ids, losses, norm, self.parameters, self.scaler):
+        if self.guard.accepts(step, batch.ids, losses, norm):
             for name, tally in [*tallies, ("gradient_norm", Tally(norm.detach(), torch.ones_like(norm)))]:
                 self.progress.add(name, tally)
             self.scaler.step(self.optimizer)
             ema.update(self.shadow, self.objective, self.average.beta((step + 1) * settings.batch, settings.batch))
-        else:
-            self.parts.undo()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step = step + 1
@@ -189,9 +189,12 @@ class Trainer:
         return torch.cat(losses), tallies
 
     def fall_back(self, trouble: Diverged) -> None:
-        """The newest good checkpoint instead of these weights. Raises NumericError where that was tried before, in vain."""
+        """A good checkpoint instead of these weights, the newest from before the steps that were skipped just now.
+
+        Raises NumericError where that was tried before, in vain.
+        """
         good = (one for one in checkpoint.good(self.run.checkpoints) if isinstance(one, Checkpoint))
-        start = next(good, None)
+        start = next((one for one in good if not one.state.get("guard", {}).get("suspects")), None)
         if start is None or start.digest == self.fallen_back:
             tried = "before the first checkpoint" if start is None else f"also after going back to step {start.step:,}"
             listed = ""
@@ -199,9 +202,13 @@ class Trainer:
                 facts = {"seed": self.seed, "steps": self.guard.suspects}
                 listed = f", the pictures are listed in {self.run.write('diverged.json', json.dumps(facts, indent=1).encode())}"
             raise NumericError(
-                f"{trouble}, {tried}: what was saved is good{listed}; try a smaller optimizer.lr, optimizer.clip=1, or precision=fp32"
+                f"{trouble}, {tried}: what was saved is good{listed}; try a smaller optimizer.lr, optimizer.clip=1, or "
+                "precision=fp32"
             )
         say(f"{trouble}: going back to step {start.step:,}")
+        for path in checkpoint.folders(self.run.checkpoints):
+            if path > start.folder:  # of the way that is not gone
+                storage.remove(path)
         self.restore(start)
         self.run.open_figures(start.step)
         self.fallen_back = start.digest
@@ -295,9 +302,8 @@ class Trainer:
             f"{name}/{part}": value for name, tally in self.progress.tallies.items() for part, value in tally._asdict().items()
         }
         self.settle()
-        groups = {
-            "weights": self.objective.state_dict(), "average": self.shadow.state_dict(), "optimizer": optimizer, "trainer": trainer,
-        }  # fmt: skip
+        weights, average = self.objective.state_dict(), self.shadow.state_dict()
+        groups = {"weights": weights, "average": average, "optimizer": optimizer, "trainer": trainer}
         if broken := [name for name, group in groups.items() if not all(map(_finite, group.values()))]:
             raise Diverged(f"{' and '.join(broken)} are not finite at step {self.progress.step:,}, and not saved")
         checkpoint.save(
@@ -329,6 +335,7 @@ class Trainer:
             self.shadow.load_state_dict(start.tensors("average"))
         except RuntimeError as error:
             raise StorageError(f"{start.folder} does not fit this network: {str(error).splitlines()[-1].strip()}") from None
+        self.optimizer.zero_grad(set_to_none=True)
         saved = start.tensors("optimizer")
         for name, parameter in self.objective.named_parameters():
             state = {key.rpartition("/")[2]: value for key, value in saved.items() if key.rpartition("/")[0] == name}
@@ -340,7 +347,8 @@ class Trainer:
             self.progress.tallies[name] = Tally(*(sums[f"{name}/{part}"].to(self.compute.device) for part in Tally._fields))
         self.scaler.load_state_dict(start.state["scaler"])
         self.progress.step, self.progress.seconds = start.state["step"], start.state["seconds"]
-        self.best, self.guard = Best.of_state(self.settings.best, start.state), Guard.of_state(start.state)
+        self.best = Best.of_state(self.settings.best, start.state)
+        self.guard.load(start.state.get("guard", {}))
         self.progress.owed = list(start.state.get("owed", []))
         self.parts.count = start.state.get("parts", self.settings.accumulate)
         checkpoint.point(self.run.checkpoints, None if self.best.step is None else self.best.state())
