@@ -30,6 +30,11 @@ class Parts:
         self._moving = set(range(len(self._watched)))  # which of them a loss changes: after the first step it is known
         self._before: dict[int, Tensor] = {}
 
+    @property
+    def size(self) -> int:
+        """Pictures in a part."""
+        return self.batch // self.count
+
     def work(self, once: Callable[[int], Made]) -> Made:
         """once(parts), with more of them after each time that memory was too small. Raises OutOfMemory."""
         self._before = {k: self._watched[k].detach().clone() for k in self._moving}

@@ -272,7 +272,7 @@ class Trainer:
         count = min(self.settings.evaluate, len(pictures))
         source = Source(word_of(self.seed, "evaluate"), torch.arange(count, device=self.compute.device))
         with self.compute.precision():
-            found = self.shadow.evaluate(pictures, source, self.settings.batch)
+            found = self.shadow.evaluate(pictures, source, self.parts.size)
         return {f"{where}/{name}": value for name, value in found.items()}
 
     def watch(self, stop: StopRequest) -> dict[str, float]:
@@ -288,7 +288,7 @@ class Trainer:
         """What the objective measures of the training pictures, of the newest weights and of the average."""
         with torch.no_grad(), self.compute.precision():
             for model in (self.objective.eval(), self.shadow):
-                model.settle(self.batches.pictures, self.settings.batch)
+                model.settle(self.batches.pictures, self.parts.size)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
