@@ -31,6 +31,14 @@ def named(operation: str, path: Path, size: int = 0) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
+    """With those around it, each on the disk before anything is in it."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    _make_folder(path)
+    for folder in reversed(missing):
+        _sync_folder(folder.parent)
+
+
+def _make_folder(path: Path) -> None:
     with named("make the folder", path):
         path.mkdir(parents=True, exist_ok=True)
 
@@ -96,12 +104,12 @@ def commit(folder: Path, files: Mapping[str, bytes]) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     if temporary.exists():
         remove(temporary)
-    make_folder(temporary)
+    _make_folder(temporary)
     folders, left = [temporary], sum(map(len, files.values()))
     for name, data in files.items():
         path = temporary / name
         if path.parent not in folders:
-            make_folder(path.parent)
+            _make_folder(path.parent)
             folders.append(path.parent)
         _write_synced(path, data, left)
         left -= len(data)
