@@ -87,14 +87,21 @@ def packed(
     step: int, tensors: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], state: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """The files of a checkpoint by name, the manifest last: what is cut short lacks it."""
-    files = {
-        f"{name}.safetensors": safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in group.items()})
-        for name, group in tensors.items()
-    }
+    files = {f"{name}.safetensors": safetensors.torch.save(_apart(group)) for name, group in tensors.items()}
     files |= {"config.json": _json(config), "state.json": _json(state)}
     listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
     files[_MANIFEST] = _json({"format": FORMAT, "program": f"diffusion_cli {__version__}", "step": step, "files": listed})
     return files
+
+
+def _apart(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, and none sharing its memory with another, which safetensors refuses."""
+    found, places = dict[str, Tensor](), set[int]()
+    for key, value in group.items():
+        plain = value.detach().cpu().contiguous()
+        found[key] = plain.clone() if plain.untyped_storage().data_ptr() in places else plain
+        places.add(plain.untyped_storage().data_ptr())
+    return found
 
 
 def load(folder: Path) -> Checkpoint:

@@ -1,6 +1,6 @@
 """From the command line to a task and back to an exit code. Hydra composes; what it says of mistakes is said here in one line.
 
-Exit codes: 0 done, 1 a bug, 64 config, 65 data, 70 numbers, 74 files, 128 + n stopped by signal n (having saved).
+Exit codes: 0 done, 1 a bug, 64 config, 65 data, 70 numbers, 71 memory, 74 files, 128 + n stopped by signal n (having saved).
 """
 
 import os
@@ -14,7 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from diffusion_cli import config, help, settings
-from diffusion_cli.errors import ConfigError, Stopped, UserError
+from diffusion_cli.errors import ConfigError, Stopped, UserError, advising_on_memory
+from diffusion_cli.signals import listening
 from diffusion_cli.signatures import did_you_mean
 
 _FLAGS = {  # Hydra's own, long and short: whether they take a value
@@ -39,7 +40,8 @@ def run(
         if _asks_help(argv):
             print(help_text())
             return
-        _hydra(primary, task, argv)
+        with listening(lambda: True), advising_on_memory("a smaller batch", "fewer pictures", "a smaller model"):
+            _hydra(primary, task, argv)
     except UserError as error:
         sys.exit(tell(command, error))
     except KeyboardInterrupt:

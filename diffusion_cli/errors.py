@@ -1,5 +1,9 @@
 """What went wrong, in the user's words: one clear line each, and the exit code that a script can ask for."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Ends the command with its message alone, never a traceback. `code` is the exit status."""
@@ -25,6 +29,12 @@ class NumericError(UserError):
     code = 70
 
 
+class OutOfMemory(UserError):
+    """The device or the machine has too little memory."""
+
+    code = 71
+
+
 class StorageError(UserError):
     """A file could not be written, read or trusted."""
 
@@ -37,3 +47,25 @@ class Stopped(UserError):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.code = 128 + signal_number
+
+
+_NO_MEMORY = re.compile(  # the last is what oneDNN says
+    r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED|could not (create|execute) a primitive", re.IGNORECASE
+)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether it says that an allocation failed: of Python, NumPy, torch on a CPU (a plain RuntimeError) or on a GPU."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+
+
+@contextmanager
+def advising_on_memory(*advice: str) -> Iterator[None]:
+    """An allocation that fails in the block ends it with one line that says what to try."""
+    try:
+        yield
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        reason = str(error).partition("\n")[0] or "MemoryError"
+        raise OutOfMemory(f"out of memory ({reason}): try {', '.join(advice[:-1])} or {advice[-1]}") from None

@@ -6,7 +6,8 @@ checkpoints/step_00001000/  samples/  tensorboard/  metrics.jsonl  status.json  
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Run:
         for path in (folder, self.checkpoints, self.samples):
             storage.make_folder(path)
         self._lock = locked(folder)
+        self._written: set[frozenset[object]] = set()
         self._board: SummaryWriter | None = None
         self._board_works = True
 
@@ -55,9 +57,17 @@ class Run:
         path = self.folder / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
         storage.write(path, "".join(line + "\n" for line in kept).encode())
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else 0, flush_secs=30)
+        self._written = {_mark(json.loads(line)) for line in kept}
+        self._on_board("close")
+        with self._board_failing():
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else 0, flush_secs=30)
 
     def figures(self, step: int, values: Mapping[str, float]) -> None:
+        """One line, unless it was written: what was owed may have been made up for by an attempt that saved nothing more."""
+        mark = _mark({"step": step, **values})
+        if mark in self._written:
+            return
+        self._written.add(mark)
         storage.append(self.folder / "metrics.jsonl", json.dumps({"step": step, **values}) + "\n")
         for tag, value in values.items():
             self._on_board("add_scalar", tag, value, step)
@@ -90,11 +100,15 @@ class Run:
         self._on_board("add_hparams", plain, final, run_name=".", global_step=step)
 
     def _on_board(self, method: str, *arguments: Any, **named: Any) -> None:
+        if self._board is not None and self._board_works:
+            with self._board_failing():
+                getattr(self._board, method)(*arguments, **named)
+
+    @contextmanager
+    def _board_failing(self) -> Iterator[None]:
         """TensorBoard is a convenience: when its disk fails, training goes on without it."""
-        if self._board is None or not self._board_works:
-            return
         try:
-            getattr(self._board, method)(*arguments, **named)
+            yield
         except OSError as error:
             self._board_works = False
             say(f"TensorBoard's files cannot be written ({error.strerror}); training goes on without them")
@@ -111,9 +125,13 @@ class Run:
         return path
 
     def close(self) -> None:
-        if self._board is not None:
-            self._on_board("close")
+        self._on_board("close")
         self._lock.close()
+
+
+def _mark(row: Mapping[str, float]) -> frozenset[object]:
+    """Which line this is: its step and the names of its figures."""
+    return frozenset([row["step"], *row])
 
 
 def _whole_lines(path: Path) -> list[str]:

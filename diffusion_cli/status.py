@@ -36,18 +36,20 @@ def note_failure(folder: Path, reason: str, state: str = "failed", **facts: Any)
 
 def locked(folder: Path) -> TextIO:
     """An open file whose lock the operating system lets go with the process, however it ends."""
-    file = (folder / ".lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        other = file.read().strip() or "unknown"
-        file.close()
-        raise StorageError(
-            f"{folder} is in use by another process (pid {other}): wait for it, or choose another name="
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    path = folder / ".lock"
+    with storage.named("lock", path):
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        except BlockingIOError:
+            file.seek(0)
+            other = file.read().strip() or "unknown"
+            file.close()
+            raise StorageError(
+                f"{folder} is in use by another process (pid {other}): wait for it, or choose another name="
+            ) from None
     os.register_at_fork(after_in_child=file.close)  # else workers that outlive a killed run hold its lock for some seconds
     return file

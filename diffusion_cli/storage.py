@@ -18,7 +18,8 @@ watch: Callable[[str, Path], None] = lambda operation, path: None  # noqa: E731 
 
 
 @contextmanager
-def _named(operation: str, path: Path, size: int = 0) -> Iterator[None]:
+def named(operation: str, path: Path, size: int = 0) -> Iterator[None]:
+    """What the block does to the path, in bytes; an OSError of it becomes a StorageError that says so."""
     try:
         watch(operation, path)
         yield
@@ -31,7 +32,15 @@ def _named(operation: str, path: Path, size: int = 0) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    with _named("make the folder", path):
+    """With those around it, each on the disk before anything is in it."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    _make_folder(path)
+    for folder in reversed(missing):
+        _sync_folder(folder.parent)
+
+
+def _make_folder(path: Path) -> None:
+    with named("make the folder", path):
         path.mkdir(parents=True, exist_ok=True)
 
 
@@ -52,13 +61,13 @@ def write_all(files: Mapping[Path, bytes]) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    with _named("write", path, len(line)), path.open("a", encoding="utf-8") as file:
+    with named("write", path, len(line)), path.open("a", encoding="utf-8") as file:
         file.write(line)
 
 
 def log(path: Path) -> BinaryIO:
     """A file that another process will write at the end of."""
-    with _named("write", path):
+    with named("write", path):
         return path.open("ab")
 
 
@@ -69,13 +78,13 @@ def mapped(path: Path, shape: tuple[int, ...], dtype: str) -> Iterator[Any]:
 
     temporary = path.with_name(f".{path.name}.tmp")
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    with _named("write", path, size):
+    with named("write", path, size):
         rows = np.lib.format.open_memmap(temporary, "w+", dtype, shape)
         if hasattr(os, "posix_fallocate"):  # a full disk is an error now, and not a dead process at a write to memory
             with temporary.open("rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
     yield rows
-    with _named("write", path, size), temporary.open("rb+") as file:
+    with named("write", path, size), temporary.open("rb+") as file:
         rows.flush()
         watch("sync", temporary)
         os.fsync(file.fileno())
@@ -88,12 +97,12 @@ def rename(source: Path, target: Path) -> None:
 
 
 def _rename(source: Path, target: Path) -> None:
-    with _named("rename to", target):
+    with named("rename to", target):
         os.replace(source, target)
 
 
 def remove_file(path: Path) -> None:
-    with _named("remove", path):
+    with named("remove", path):
         path.unlink(missing_ok=True)
 
 
@@ -104,7 +113,7 @@ def remove(path: Path) -> None:
         if hidden.exists():
             remove(hidden)
         rename(path, hidden)
-    with _named("remove", hidden):
+    with named("remove", hidden):
         shutil.rmtree(hidden)
 
 
@@ -116,22 +125,23 @@ def commit(folder: Path, files: Mapping[str, bytes]) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     if temporary.exists():
         remove(temporary)
-    make_folder(temporary)
-    folders = [temporary]
+    _make_folder(temporary)
+    folders, left = [temporary], sum(map(len, files.values()))
     for name, data in files.items():
         path = temporary / name
         for inside in reversed([parent for parent in path.parents if temporary in parent.parents]):
             if inside not in folders:
-                make_folder(inside)
+                _make_folder(inside)
                 folders.append(inside)
-        _write_synced(path, data)
+        _write_synced(path, data, left)
+        left -= len(data)
     for inside in reversed(folders):
         _sync_folder(inside)
     rename(temporary, folder)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with _named("write", path, len(data)), path.open("wb") as file:
+def _write_synced(path: Path, data: bytes, needed: int | None = None) -> None:
+    with named("write", path, len(data) if needed is None else needed), path.open("wb") as file:
         file.write(data)
         file.flush()
         watch("sync", path)
@@ -141,7 +151,7 @@ def _write_synced(path: Path, data: bytes) -> None:
 def _sync_folder(path: Path) -> None:
     if os.name == "nt":
         return  # a folder cannot be opened there
-    with _named("sync", path):
+    with named("sync", path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -7,6 +7,7 @@ of steps: a resumed run equals the uninterrupted one to the bit, on the same mac
 """
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,14 +18,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffusion_cli import checkpoint, ema
+from diffusion_cli import checkpoint, ema, storage
 from diffusion_cli.best import Best
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.data import Batch, Batches, Pictures
 from diffusion_cli.devices import Compute
-from diffusion_cli.errors import ConfigError, NumericError, Stopped, StorageError
+from diffusion_cli.errors import ConfigError, NumericError, Stopped, StorageError, advising_on_memory
+from diffusion_cli.guard import Diverged, Guard
 from diffusion_cli.objectives import Objective, Tally
 from diffusion_cli.optimizers import Optimizer
+from diffusion_cli.parts import Parts
 from diffusion_cli.randomness import Source, word_of
 from diffusion_cli.runs import Run, say
 from diffusion_cli.settings import Trainer as Settings
@@ -36,11 +39,11 @@ Measure = Callable[[Any, StopRequest], Mapping[str, float] | None]
 
 @dataclass
 class Progress:
-    """What is counted: steps made, seconds of work, and sums since the last report. owed: samples are still to be measured."""
+    """What is counted: steps made, seconds of work, sums since the last report. owed: what is due at this step, in order."""
 
     step: int = 0
     seconds: float = 0.0  # of training, over all attempts
-    owed: bool = False
+    owed: list[str] = field(default_factory=list)
     tallies: dict[str, Tally] = field(default_factory=dict)
 
     def add(self, name: str, tally: Tally) -> None:
@@ -75,12 +78,16 @@ class Trainer:
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = optimizer.make(self.parameters)
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.scales_loss)
+        self.parts = Parts(self.objective, settings.accumulate, settings.batch, self.objective.coupled)
+        self.guard = Guard(self.parameters, self.scaler, self.parts.undo)
         self.progress = Progress()
         self.source = Source(seed, torch.arange(settings.batch, device=compute.device))
         self.reported: tuple[int, float] = (0, 0.0)  # step and seconds at the last report
+        self.fallen_back: str | None = None  # the digest of the checkpoint that the weights were last taken back to
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
+    @advising_on_memory("a smaller trainer.batch", "a smaller trainer.preview", "a smaller model")
     def fit(self, start: Checkpoint | None = None) -> dict[str, float]:
         """Trains to the end of the settings and returns the last figures. Raises Stopped after a signal, having saved."""
         if start is not None:
@@ -89,33 +96,43 @@ class Trainer:
         run.status("running", progress.step, total=settings.end)
         first, figures = progress.step, {}
         batches = self.batches.starting_at(first)
-        with listening() as stop, tqdm(total=settings.end, initial=first, unit="step", disable=None, leave=False) as bar:
+        nothing_new = lambda: progress.step == first  # noqa: E731 (then a signal need not wait)
+        with (
+            listening(nothing_new) as stop,
+            tqdm(total=settings.end, initial=first, unit="step", disable=None, leave=False) as bar,
+        ):
             while True:
                 began = time.perf_counter()
-                step, done = progress.step, self.done()
-                fresh = step > first  # what stands at `first` was done before the interruption
-                if fresh and (done or step % settings.report_every == 0):
-                    figures |= self.report(bar, quiet=not done and bar.disable is False)
-                found: dict[str, float] = {}
-                if fresh and (done or _due(step, settings.evaluate_every)):
-                    found |= self.evaluate()
-                if progress.owed or (fresh and (done or _due(step, settings.metrics_every))):
-                    found |= self.watch(stop)
-                figures |= found
-                better = self.best.hear(step, found)
-                done = done or self.best.given_up(settings.patience)
-                if fresh and (done or _due(step, settings.preview_every)):
-                    self.preview()
-                if fresh and (done or stop.number or better or _due(step, settings.save_every)):
-                    self.save()
-                elif better:  # what was owed at `first`, whose checkpoint is there
-                    checkpoint.point(run.checkpoints, self.best.state())
-                if done or stop.number:
-                    break
-                paused = time.perf_counter() - began
-                self.step(next(batches))
-                progress.seconds += time.perf_counter() - began - paused
-                bar.update()
+                try:
+                    step, done = progress.step, self.done()
+                    fresh = step > first  # what stands at `first` was done before the interruption, but for what is owed
+                    if fresh and (done or step % settings.report_every == 0):
+                        figures |= self.report(bar, quiet=not done and bar.disable is False)
+                    if fresh:
+                        due = {"evaluate": settings.evaluate_every, "watch": settings.metrics_every}
+                        progress.owed += [name for name, every in due.items() if done or _due(step, every)]
+                    found = self.make_up(stop)
+                    figures |= found
+                    better = self.best.hear(step, found)
+                    done = done or self.best.given_up(settings.patience)
+                    if fresh and (done or _due(step, settings.preview_every)):
+                        progress.owed.append("preview")
+                    self.make_up(stop)
+                    calm = not self.guard.suspects  # a checkpoint to go back to is none of a row of skipped steps
+                    if fresh and (done or stop.number or better or (calm and _due(step, settings.save_every))):
+                        self.save()
+                    elif better:  # what was owed at `first`, whose checkpoint is there
+                        checkpoint.point(run.checkpoints, self.best.state())
+                    if done or stop.number:
+                        break
+                    paused = time.perf_counter() - began
+                    self.step(next(batches))
+                    progress.seconds += time.perf_counter() - began - paused
+                    bar.update()
+                except Diverged as trouble:
+                    self.fall_back(trouble)
+                    first = bar.n = progress.step
+                    batches = self.batches.starting_at(first)
         if stop.number and (not done or progress.owed):
             saved = ", saved" if progress.step > first else ", nothing new to save"
             raise Stopped(f"stopped by {stop.name} at step {progress.step}{saved}: the same command goes on", stop.number)
@@ -138,31 +155,62 @@ class Trainer:
         return self.settings.reached(self.progress.step, self.progress.seconds)
 
     def step(self, batch: Batch) -> None:
-        """One update of the weights: forward and backward by parts, clip, optimizer, average."""
+        """One update of the weights: forward and backward by parts, clip, optimizer, average; none of it by a bad gradient."""
         step, settings = self.progress.step, self.settings
         self.objective.train()
         rate = self.recipe.rate(step, settings.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        size = len(batch.x) // settings.accumulate
-        for part in range(settings.accumulate):
-            torch.manual_seed(word_of(self.seed, "dropout", step, part))
-            here = slice(part * size, (part + 1) * size)
-            source = Source(self.seed, self.source.slots[here], step)
-            with self.compute.precision():
-                loss, tallies = self.objective.loss(batch.part(here), source)
-            self.scaler.scale(loss.mean() / settings.accumulate).backward()
-            self.progress.add("loss", Tally(loss.detach().sum(), torch.full_like(loss[0].detach(), len(loss))))
-            for name, tally in tallies.items():
-                self.progress.add(name, tally)
+        losses, tallies = self.parts.work(lambda parts: self.gradients(batch, parts))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf)
-        self.progress.add("gradient_norm", Tally(norm.detach(), torch.ones_like(norm)))
-        self.scaler.step(self.optimizer)
+        if self.guard.accepts(step, batch.ids, losses, norm):
+            for name, tally in [*tallies, ("gradient_norm", Tally(norm.detach(), torch.ones_like(norm)))]:
+                self.progress.add(name, tally)
+            self.scaler.step(self.optimizer)
+            ema.update(self.shadow, self.objective, self.average.beta((step + 1) * settings.batch, settings.batch))
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step = step + 1
-        ema.update(self.shadow, self.objective, self.average.beta(self.progress.step * settings.batch, settings.batch))
+
+    def gradients(self, batch: Batch, parts: int) -> tuple[Tensor, list[tuple[str, Tally]]]:
+        """Adds up the gradient of a batch part by part: losses [B], and the tallies of each part."""
+        size, losses, tallies = len(batch.x) // parts, list[Tensor](), list[tuple[str, Tally]]()
+        for part in range(parts):
+            torch.manual_seed(word_of(self.seed, "dropout", self.progress.step, part))
+            here = slice(part * size, (part + 1) * size)
+            source = Source(self.seed, self.source.slots[here], self.progress.step)
+            with self.compute.precision():
+                loss, found = self.objective.loss(batch.part(here), source)
+            self.scaler.scale(loss.mean() / parts).backward()
+            losses.append(loss.detach())
+            tallies += [("loss", Tally(loss.detach().sum(), torch.full_like(loss[0].detach(), size))), *found.items()]
+        return torch.cat(losses), tallies
+
+    def fall_back(self, trouble: Diverged) -> None:
+        """A good checkpoint instead of these weights, the newest from before the steps that were skipped just now.
+
+        Raises NumericError where that was tried before, in vain.
+        """
+        good = (one for one in checkpoint.good(self.run.checkpoints) if isinstance(one, Checkpoint))
+        start = next((one for one in good if not one.state.get("guard", {}).get("suspects")), None)
+        if start is None or start.digest == self.fallen_back:
+            tried = "before the first checkpoint" if start is None else f"also after going back to step {start.step:,}"
+            listed = ""
+            if self.guard.suspects:
+                facts = {"seed": self.seed, "steps": self.guard.suspects}
+                listed = f", the pictures are listed in {self.run.write('diverged.json', json.dumps(facts, indent=1).encode())}"
+            raise NumericError(
+                f"{trouble}, {tried}: what was saved is good{listed}; try a smaller optimizer.lr, optimizer.clip=1, or "
+                "precision=fp32"
+            )
+        say(f"{trouble}: going back to step {start.step:,}")
+        for path in checkpoint.folders(self.run.checkpoints):
+            if path > start.folder:  # of the way that is not gone
+                storage.remove(path)
+        self.restore(start)
+        self.run.open_figures(start.step)
+        self.fallen_back = start.digest
 
     # -- what happens between steps ------------------------------------------------------------------------------------
 
@@ -177,14 +225,6 @@ class Trainer:
                 values |= {f"{name}/{k}": mean for k, mean in zip(names, means, strict=True) if math.isfinite(mean)}
             else:
                 values[f"train/{name}"] = means
-        if (
-            not all(math.isfinite(values[f"train/{name}"]) for name in ("loss", "gradient_norm"))
-            and not self.compute.scales_loss
-        ):
-            raise NumericError(
-                f"the loss or its gradient is not finite at step {progress.step}; the newest checkpoint is good: try a smaller "
-                "optimizer.lr, optimizer.clip=1, or precision=fp32"
-            )
         step_before, seconds_before = self.reported
         speed = (progress.step - step_before) * self.settings.batch / max(progress.seconds - seconds_before, 1e-9)
         values |= {
@@ -192,20 +232,38 @@ class Trainer:
             "train/images": progress.step * self.settings.batch,
             "speed/images_per_second": speed,
         }
+        if self.guard.skipped:
+            values["train/skipped"] = self.guard.skipped
         self.run.figures(progress.step, values)
         progress.tallies.clear()
         self.reported = (progress.step, progress.seconds)
-        line = f"loss {values['train/loss']:.4f}  {speed:,.0f} images/s"
+        line = f"loss {values.get('train/loss', math.nan):.4f}  {speed:,.0f} images/s"
         bar.set_postfix_str(line)
         if not quiet:
             say(f"step {progress.step:>7,}  {line}")
-        return {name: values[name] for name in ("train/loss", "speed/images_per_second")}
+        return {name: values[name] for name in ("train/loss", "speed/images_per_second") if name in values}
 
-    def preview(self) -> None:
+    def make_up(self, stop: StopRequest) -> dict[str, float]:
+        """Makes what is owed and returns its figures. A signal breaks it off, and what is left is owed to the next attempt."""
+        makers = {"evaluate": self.evaluate, "watch": lambda: self.watch(stop), "preview": self.preview}
+        owed, found = self.progress.owed, dict[str, float]()
+        while owed and not stop.number:
+            values: dict[str, float] = {}
+            with stop.breaking_off():
+                values = makers[owed[0]]()
+            if not stop.number:
+                if values:
+                    self.run.figures(self.progress.step, values)
+                found |= {name: value for name, value in values.items() if name.count("/") == 1}
+                owed.pop(0)
+        return found
+
+    def preview(self) -> dict[str, float]:
         source = Source(word_of(self.seed, "preview"), torch.arange(self.settings.preview, device=self.compute.device))
         with self.compute.precision():
             for name, image in self.shadow.preview(self.held_out or self.batches.pictures, source).items():
                 self.run.picture(self.progress.step, name, image)
+        return {}
 
     def evaluate(self) -> dict[str, float]:
         """Figures of the averaged weights on held-out pictures, or on the trained ones where none are held out."""
@@ -213,21 +271,13 @@ class Trainer:
         count = min(self.settings.evaluate, len(pictures))
         source = Source(word_of(self.seed, "evaluate"), torch.arange(count, device=self.compute.device))
         with self.compute.precision():
-            found = self.shadow.evaluate(pictures, source, self.settings.batch)
-        values = {f"{where}/{name}": value for name, value in found.items()}
-        self.run.figures(self.progress.step, values)
-        return {name: value for name, value in values.items() if name.count("/") == 1}
+            found = self.shadow.evaluate(pictures, source, self.parts.size)
+        return {f"{where}/{name}": value for name, value in found.items()}
 
     def watch(self, stop: StopRequest) -> dict[str, float]:
-        """Figures of what the averaged weights make; owed, where a signal comes first."""
-        if self.measure is None:
-            return {}
-        found = self.measure(self.shadow, stop)
-        self.progress.owed = found is None
-        values = {f"evaluate/{name}": value for name, value in (found or {}).items()}
-        if values:
-            self.run.figures(self.progress.step, values)
-        return values
+        """Figures of what the averaged weights make."""
+        found = None if self.measure is None else self.measure(self.shadow, stop)
+        return {f"evaluate/{name}": value for name, value in (found or {}).items()}
 
     def _judges(self) -> tuple[Pictures, str]:
         """The pictures of an evaluation, and the place of its figures."""
@@ -237,7 +287,7 @@ class Trainer:
         """What the objective measures of the training pictures, of the newest weights and of the average."""
         with torch.no_grad(), self.compute.precision():
             for model in (self.objective.eval(), self.shadow):
-                model.settle(self.batches.pictures, self.settings.batch)
+                model.settle(self.batches.pictures, self.parts.size)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -251,15 +301,14 @@ class Trainer:
             f"{name}/{part}": value for name, tally in self.progress.tallies.items() for part, value in tally._asdict().items()
         }
         self.settle()
-        weights = self.objective.state_dict()
-        if not all(bool(torch.isfinite(value).all()) for value in weights.values() if value.is_floating_point()):
-            raise NumericError(
-                f"a weight is not finite at step {self.progress.step}: this is not saved, the newest checkpoint is good"
-            )
+        weights, average = self.objective.state_dict(), self.shadow.state_dict()
+        groups = {"weights": weights, "average": average, "optimizer": optimizer, "trainer": trainer}
+        if broken := [name for name, group in groups.items() if not all(map(_finite, group.values()))]:
+            raise Diverged(f"{' and '.join(broken)} are not finite at step {self.progress.step:,}, and not saved")
         checkpoint.save(
             self.run.checkpoints,
             self.progress.step,
-            {"weights": weights, "average": self.shadow.state_dict(), "optimizer": optimizer, "trainer": trainer},
+            groups,
             self.config,
             {
                 "step": self.progress.step,
@@ -269,6 +318,8 @@ class Trainer:
                 "scaler": self.scaler.state_dict(),
                 "best": self.best.state(),
                 "owed": self.progress.owed,
+                "guard": self.guard.state(),
+                "parts": self.parts.count,
             },
         )
         if self.best.step is not None:
@@ -283,19 +334,28 @@ class Trainer:
             self.shadow.load_state_dict(start.tensors("average"))
         except RuntimeError as error:
             raise StorageError(f"{start.folder} does not fit this network: {str(error).splitlines()[-1].strip()}") from None
+        self.optimizer.zero_grad(set_to_none=True)
         saved = start.tensors("optimizer")
         for name, parameter in self.objective.named_parameters():
             state = {key.rpartition("/")[2]: value for key, value in saved.items() if key.rpartition("/")[0] == name}
             if state:
                 self.optimizer.state[parameter] = {key: value.to(self.compute.device) for key, value in state.items()}
         sums = start.tensors("trainer")
+        self.progress.tallies.clear()
         for name in dict.fromkeys(key.rpartition("/")[0] for key in sums):
             self.progress.tallies[name] = Tally(*(sums[f"{name}/{part}"].to(self.compute.device) for part in Tally._fields))
         self.scaler.load_state_dict(start.state["scaler"])
         self.progress.step, self.progress.seconds = start.state["step"], start.state["seconds"]
-        self.best, self.progress.owed = Best.of_state(self.settings.best, start.state), bool(start.state.get("owed"))
+        self.best = Best.of_state(self.settings.best, start.state)
+        self.guard.load(start.state.get("guard", {}))
+        self.progress.owed = list(start.state.get("owed", []))
+        self.parts.count = start.state.get("parts", self.settings.accumulate)
         checkpoint.point(self.run.checkpoints, None if self.best.step is None else self.best.state())
         self.reported = (start.state["reported"][0], start.state["reported"][1])
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _due(step: int, every: int) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,13 @@ def train(plan: Plan) -> dict[str, float]:
         _say_next(folder, objective)
         return figures
     except BaseException as error:
-        run.status(
-            "preempted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed",
-            status_of(folder).get("step", step),
-            reason=str(error) or type(error).__name__,
-            code=getattr(error, "code", 1),
-        )
+        with suppress(StorageError):  # the disk that is full is so for this too: what is said is the first error
+            run.status(
+                "preempted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed",
+                status_of(folder).get("step", step),
+                reason=str(error) or type(error).__name__,
+                code=getattr(error, "code", 1),
+            )
         raise
     finally:
         run.close()

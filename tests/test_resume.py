@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,48 +212,89 @@ def test_kills_at_random_times(whole, tmp_path: Path) -> None:
     assert not [p for p in run.rglob(".*") if p.name != ".lock"], "no temporary file is left"
 
 
-def kill_points(every: int, whole, tmp_path: Path, error: int | None) -> None:
-    """The whole run, stopped at every so manieth operation of its storage, then run again."""
-    more = (
-        "trainer.steps=4",
-        "trainer.report_every=1",
-        "trainer.save_every=2",
-        "trainer.keep=1",
-        "trainer.evaluate_every=0",
-        "trainer.preview_every=2",
-    )
-    clean = train(tmp_path, *more, name="clean")
+SHORT = ("trainer.steps=6", "trainer.report_every=1", "trainer.save_every=2", "trainer.keep=1", "trainer.evaluate_every=0",
+         "trainer.preview_every=3", "trainer.best=evaluate/x0_mse", "trainer.evaluate_every=2")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A run that does everything once or more, and the number of its operations."""
     counter = Fault(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "watch", counter)
-        train(tmp_path, *more, name="counted")
-    assert counter.seen > 60
-    for k in range(1, counter.seen + 1, every):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(storage, "watch", Fault(k, error))
-            if error is None:
-                assert in_child(lambda: train(tmp_path, *more, name=f"k{k}")) == KILLED  # noqa: B023
-            else:
-                with pytest.raises(StorageError):
-                    train(tmp_path, *more, name=f"k{k}")
-        run = train(tmp_path, *more, name=f"k{k}")
-        assert hashes(run) == hashes(clean), k
-        assert figures(run) == figures(clean), k
-        status = status_of(run)
-        assert (status["state"], status["figures"].keys()) == ("finished", status_of(clean)["figures"].keys()), k
-        assert (run / "loss.png").exists() and (run / "growth.gif").exists(), k
-        assert not [p for p in (run / "checkpoints").iterdir() if p.name.startswith(".")], k
+        run = train(tmp_path_factory.mktemp("short"), *SHORT)
+    assert counter.seen >= 100
+    return run, counter.seen
 
 
-@pytest.mark.parametrize("error", [None, errno.ENOSPC], ids=["killed", "full"])
-def test_stopped_at_some_operations_of_a_run(error: int | None, whole, tmp_path: Path) -> None:
-    kill_points(13, whole, tmp_path, error)
+def struck(outputs: Path, k: int, error: int | None, lasting: bool) -> None:
+    """The short run, killed at operation number k, or told there that it failed: then what was saved is whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "watch", Fault(k, error, lasting))
+        if error is None:
+            assert in_child(lambda: train(outputs, *SHORT)) == KILLED
+        else:
+            with pytest.raises(StorageError) as caught:
+                train(outputs, *SHORT)
+            message = str(caught.value)
+            assert len(message.splitlines()) == 1 and os.strerror(error) in message and str(outputs) in message
+            assert (" MB needed, " in message) == (error in (errno.ENOSPC, errno.EDQUOT))
+    found = list(checkpoint.good(outputs / "run" / "checkpoints"))
+    assert all(isinstance(one, checkpoint.Checkpoint) for one in found)
+    steps = [one.step for one in found]  # type: ignore[union-attr]
+    rows = [row["step"] for row in figures(outputs / "run")] if (outputs / "run" / "metrics.jsonl").exists() else [0]
+    assert max(steps, default=0) >= (max(rows, default=0) - 1) // 2 * 2, "what was reported two steps ago is saved"
+
+
+def ends_as(run: Path, clean: Path) -> None:
+    assert hashes(run) == hashes(clean)
+    assert figures(run) == figures(clean)
+    status = status_of(run)
+    assert (status["state"], status["figures"].keys()) == ("finished", status_of(clean)["figures"].keys())
+    assert (run / "loss.png").exists() and (run / "growth.gif").exists()
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == sorted(p.name for p in (clean / "checkpoints").iterdir())
+
+
+FAULTS = [(None, False), *((error, lasting) for error in (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT)
+                           for lasting in (False, True))]  # fmt: skip
+
+
+def named(fault: tuple[int | None, bool]) -> str:
+    return "killed" if fault[0] is None else f"{errno.errorcode[fault[0]]}{' lasting' * fault[1]}"
+
+
+@pytest.mark.parametrize("fault", FAULTS[:3], ids=named)
+def test_stopped_at_some_operations_of_a_run(fault: tuple[int | None, bool], short: tuple[Path, int], tmp_path: Path) -> None:
+    for k in range(FAULTS.index(fault) * 5 + 1, short[1] + 1, 23):
+        struck(tmp_path / f"{k}", k, *fault)
+        ends_as(train(tmp_path / f"{k}", *SHORT), short[0])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [None, errno.ENOSPC, errno.EIO], ids=["killed", "full", "broken"])
-def test_stopped_at_every_operation_of_a_run(error: int | None, whole, tmp_path: Path) -> None:
-    kill_points(1, whole, tmp_path, error)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("fault", FAULTS, ids=named)
+def test_stopped_at_every_operation_of_a_run(fault: tuple[int | None, bool], short: tuple[Path, int], tmp_path: Path) -> None:
+    for k in range(1, short[1] + 1):
+        struck(tmp_path / f"{k}", k, *fault)
+        ends_as(train(tmp_path / f"{k}", *SHORT), short[0])
+        shutil.rmtree(tmp_path / f"{k}")
+    print(f"{named(fault)}: {short[1]} of {short[1]} operations")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_and_killed_again_on_the_way_back(short: tuple[Path, int], tmp_path: Path) -> None:
+    """Chains of up to five kills, each at a random operation of what the one before left."""
+    rng, kills = random.Random(3), 0
+    for chain in range(20):
+        outputs = tmp_path / f"{chain}"
+        for _ in range(5):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(storage, "watch", Fault(rng.randrange(1, 60)))
+                kills += in_child(lambda: train(outputs, *SHORT)) == KILLED  # noqa: B023
+        ends_as(train(outputs, *SHORT), short[0])
+    assert kills > 40
+    print(f"{kills} kills in 20 chains")
 
 
 def launch(tmp_path: Path, *more: str) -> subprocess.Popen[str]:

@@ -15,14 +15,14 @@ KILLED = 9
 
 
 class Fault:
-    """Raises or kills at operation number `at`; counts them all."""
+    """Raises or kills at operation number `at`, or from there on where it is lasting; counts them all."""
 
-    def __init__(self, at: int, error: int | None = None):
-        self.at, self.error, self.seen = at, error, 0
+    def __init__(self, at: int, error: int | None = None, lasting: bool = False):
+        self.at, self.error, self.lasting, self.seen = at, error, lasting, 0
 
     def __call__(self, operation: str, path: Path) -> None:
         self.seen += 1
-        if self.seen != self.at:
+        if self.seen != self.at and not (self.lasting and self.seen > self.at > 0):
             return
         if self.error is None:
             if operation == "sync" and path.is_file():  # what was not synced may be torn

@@ -13,18 +13,20 @@ import threading
 
 from diffusion_cli import config
 from diffusion_cli.errors import UserError
+from diffusion_cli.signals import listening
 
 
 def main() -> None:
-    # ends a job that is not worth its time, while it trains (signals.py listens then); before and after that it means nothing
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    node = json.loads(sys.stdin.readline())
-    threading.Thread(target=_follow, args=(0,), daemon=True).start()
     try:
-        plan = config.check_train(node)
-        from diffusion_cli.training import train
+        with listening(lambda: True):
+            # ends a job that is not worth its time, while it trains (where it listens again); before and after that nothing
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            node = json.loads(sys.stdin.readline())
+            threading.Thread(target=_follow, args=(0,), daemon=True).start()
+            plan = config.check_train(node)
+            from diffusion_cli.training import train
 
-        train(plan)
+            train(plan)
     except UserError as error:
         print(f"diffusion-train: {error}", file=sys.stderr, flush=True)
         sys.exit(error.code)

@@ -51,7 +51,7 @@ def decoded(images: Streamed, numbers: Iterator[list[int]]) -> Iterator[Decoded]
 
 def _leave_signals(worker: int) -> None:
     """Ctrl-C and Slurm reach every process, but the run decides when to stop; its workers end with it."""
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGINT)):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -40,6 +40,7 @@ class Contrasting(Objective):
 
     shown = "found"
     example = "diffusion-report {run}"
+    coupled = True
 
     def __init__(
         self, clip: Clip, tokenizer: Tokenizer, vocabulary: PositiveInt, sharpest: PositiveFloat, shift: NonNegativeInt

@@ -102,7 +102,7 @@ def ending(code: int, status: dict[str, Any], pruned: str, stopping: bool, starv
         if pruned and said == "preempted":
             return "pruned", pruned
         return str(said), next(iter(str(status.get("reason", "")).splitlines()), "") or f"exit code {code}"
-    if code < 0 and stopping and -code in (signal.SIGTERM, signal.SIGINT):
+    if stopping and code in (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT):
         return "preempted", "stopped before its first step"
     if code == -signal.SIGKILL:
         why = (
