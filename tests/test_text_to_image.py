@@ -10,11 +10,12 @@ import pytest
 import torch
 from captioned import written
 from PIL import Image
-from tiny import compose, hashes, stopped, train
+from tiny import compose, hashes, stopped, train, words
 
 from diffusion_cli import config
 from diffusion_cli.conditioning import padding
 from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.evaluation.run import evaluate
 from diffusion_cli.exporting.run import export
 from diffusion_cli.finding import find, load_denoiser
 from diffusion_cli.guidance import CFG
@@ -154,9 +155,38 @@ def test_an_export_carries_its_parts(place: Place, tmp_path: Path) -> None:
     settings = config.check_export(compose(f"ckpt={place.outputs / 'run'}", f"out={tmp_path / 'e'}", primary="export"))
     folder = export(settings)
     assert sorted(path.name for path in (folder / "parts").iterdir()) == ["codec", "texts"]
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: text-to-image" in card and "| diffused | latents, 2 x 8 x 8" in card and "prompt=" in card
     shutil.move(folder, tmp_path / "elsewhere")
     wanted = pixels(asked(place.outputs / "run", tmp_path / "a", PROMPTS))
     assert (pixels(asked(tmp_path / "elsewhere", tmp_path / "b", PROMPTS)) == wanted).all()
+
+
+def test_training_begins_from_a_run_with_its_parts(place: Place, tmp_path: Path) -> None:
+    """init= brings them from the run's own copies."""
+    plain = [word for word in place.common if not word.startswith("model.")]
+    node = compose(*words(place.outputs, *plain, f"init={place.outputs / 'run'}", "dataset.labels=false", name="begun"))
+    from diffusion_cli.training import train
+
+    (place.outputs / "codec").rename(place.outputs / "gone")
+    try:
+        train(config.planned(node, [f"init={place.outputs / 'run'}"]))
+    finally:
+        (place.outputs / "gone").rename(place.outputs / "codec")
+    assert find(place.outputs / "begun").config["facts"] == find(place.outputs / "run").config["facts"]
+
+
+def test_samples_are_scored_by_their_captions(place: Place) -> None:
+    words = [f"ckpt={place.outputs / 'run'}", "metrics=[clip_score,clip_score_shuffled,denoising]", "n=8", "batch=8",
+             "device=cpu", "features=clip_run", f"features.ckpt={place.outputs / 'clip'}", "guidance=cfg"]  # fmt: skip
+    evaluate(config.check_evaluate(compose(*words, primary="evaluate")))
+    (written,) = (place.outputs / "run" / "evaluated").glob("*.json")
+    said = json.loads(written.read_text())
+    scores = [said["figures"][f"cliprun_{name}_8"]["value"] for name in ("clip_score", "clip_score_shuffled")]
+    assert all(-1 <= score <= 1 for score in scores) and scores[0] != scores[1]
+    assert said["figures"]["x0_mse"]["value"] > 0
+    with pytest.raises(ConfigError, match="works in latents"):
+        evaluate(config.check_evaluate(compose(words[0], "metrics=[bits]", "device=cpu", primary="evaluate")))
 
 
 @pytest.mark.parametrize("part", ["codec", "texts"])

@@ -12,7 +12,7 @@ from diffusion_cli.exporting.parcel import Model, Parcel
 from diffusion_cli.exporting.story import Figure, Rows, Story
 
 PICTURE = "samples.png"
-TASK = "unconditional-image-generation"
+TASKS = {False: "unconditional-image-generation", True: "text-to-image"}  # by whether texts are read
 
 
 def card_of(model: Model, story: Story, parcel: Parcel) -> bytes:
@@ -22,13 +22,14 @@ def card_of(model: Model, story: Story, parcel: Parcel) -> bytes:
 
 
 def _head(story: Story, parcel: Parcel) -> ModelCardData:
+    task = TASKS[story.reads]
     return ModelCardData(
         license=story.licence or "unknown",
         library_name=parcel.library,
-        tags=[TASK, "diffusion", "diffusion-cli", *parcel.tags],
+        tags=[task, "diffusion", "diffusion-cli", *parcel.tags],
         datasets=[story.dataset] if story.dataset else None,
         base_model=story.base,
-        pipeline_tag=TASK,
+        pipeline_tag=task,
         model_name=story.name,
         eval_results=[_result(story, figure) for figure in story.figures] or None,
     )
@@ -37,7 +38,7 @@ def _head(story: Story, parcel: Parcel) -> ModelCardData:
 def _result(story: Story, figure: Figure) -> EvalResult:
     name = dict(story.data)["set"]
     return EvalResult(
-        task_type=TASK,
+        task_type=TASKS[story.reads],
         dataset_type=story.dataset or name.partition(",")[0].lower(),
         dataset_name=name,
         dataset_split=figure.split,
@@ -49,7 +50,7 @@ def _result(story: Story, figure: Figure) -> EvalResult:
 
 def _sections(model: Model, story: Story, parcel: Parcel) -> Iterator[str]:
     channels, height, width = model.shape
-    kind = "a class-conditional" if model.facts["taught"] else "an unconditional"
+    kind = "a text-to-image" if story.reads else "a class-conditional" if model.facts["taught"] else "an unconditional"
     yield f"# {story.name}"
     yield (
         f"This is {kind} diffusion model of {height} x {width} {'grey' if channels == 1 else 'RGB'} pictures, trained with "

@@ -21,14 +21,16 @@ def folder(model: Model) -> Parcel:
     words = " ".join(filter(None, ["weights=raw" if weights == "raw" else "", f"'{model.trust}'" if model.trust else ""]))
     more = f" {words}" if words else ""
     guided = f"\ndiffusion-sample ckpt=. n=16 label=all guidance=2 out=guided{more}" if model.facts["taught"] else ""
+    asked = "prompt='a red square' guidance=cfg " if "texts" in model.facts else ""
+    told = "tokens" if "texts" in model.facts else "labels"
     use = f"""`{group}.safetensors` holds the weights, `config.json` all choices of the run, `manifest.json` a SHA-256 of each.
 With `pip install diffusion-cli`:
 
 ```bash
-diffusion-sample ckpt=. n=16 seed=0 out=pictures{more}{guided}
+diffusion-sample ckpt=. {asked}n=16 seed=0 out=pictures{more}{guided}
 ```
 
-From Python, a denoiser that answers `denoiser(x, t, labels) -> x0`, t from 0 (data) to 1 (noise):
+From Python, a denoiser that answers `denoiser(x, t, {told}) -> x0`, t from 0 (data) to 1 (noise):
 
 ```python
 from pathlib import Path

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from diffusion_cli.assembly import Facts
 from diffusion_cli.exporting.parcel import Model
 from diffusion_cli.runs import status_of
 
@@ -33,7 +34,7 @@ class Figure:
 @dataclass(frozen=True)
 class Story:
     """data, process, network, training: (what, how) rows. picture: PNG of samples. dataset, base: the hub's names of its data
-    and of the model that it began from."""
+    and of the model that it began from. reads: does it read texts?"""
 
     name: str
     step: int
@@ -47,6 +48,7 @@ class Story:
     dataset: str | None
     base: str | None
     picture: bytes | None
+    reads: bool
 
     @property
     def digest(self) -> str:
@@ -64,13 +66,14 @@ def story_of(model: Model) -> Story:
         model.settings.weights,
         model.settings.licence,
         _data(model),
-        _process(node),
+        _process(model),
         _network(model),
         _training(model),
         (*_evaluated(model), *_of_status(model)),
         repo if isinstance(repo, str) else None,
         m["name"] if (m := re.match(r"hf:/+(?P<name>[^@]+)", str(node.get("init")))) else None,
         _picture(model),
+        "texts" in model.facts,
     )
 
 
@@ -95,22 +98,32 @@ def _data(model: Model) -> Rows:
     place = node.get("repo") or (Path(str(node["path"])).name if node.get("path") else None)
     sizes = model.found.config.get("pictures") or {}
     counts = ", ".join(f"{count:,} {split}" for split, count in sizes.items() if count)
-    names, told = facts["classes"], facts["taught"]
+    names = facts["classes"]
     few = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     rows = [
         ("set", node["_target_"].rpartition(".")[2] + (f", {place}" if place else "")),
         ("pictures", counts or "not noted"),
         ("size", f"{height} x {width}, {'grey' if channels == 1 else 'RGB'}, values in [-1, 1]"),
         ("classes", few or "none"),
-        ("told to the network", f"{len(told)} of {len(names)} classes" if told else "no class"),
+        ("told to the network", _told(facts)),
         ("fingerprint", f"`{facts['fingerprint']}`"),
     ]
     return tuple(rows)
 
 
-def _process(node: Mapping[str, Any]) -> Rows:
-    keys = ("schedule", "prediction", "loss", "objective", "sampler")
-    return tuple((key if key != "sampler" else "sampler of the previews", words(node[key])) for key in keys)
+def _told(facts: Facts) -> str:
+    if "texts" in facts:
+        return f"captions, {facts['texts']['length']} tokens of {facts['texts']['width']} numbers at most"
+    return f"{len(facts['taught'])} of {len(facts['classes'])} classes" if facts["taught"] else "no class"
+
+
+def _process(model: Model) -> Rows:
+    node, keys = model.node, ("schedule", "prediction", "loss", "objective", "sampler")
+    rows = [(key if key != "sampler" else "sampler of the previews", words(node[key])) for key in keys]
+    if "codec" in model.facts:
+        shape = " x ".join(map(str, model.facts["codec"]["shape"]))
+        rows.insert(0, ("diffused", f"latents, {shape}, of an autoencoder of digest `{model.facts['codec']['digest'][:16]}`"))
+    return tuple(rows)
 
 
 def _network(model: Model) -> Rows:
