@@ -40,7 +40,9 @@ def adopted(node: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     else:
         digest = source["init_digest"]
     said = [word.partition("=")[0].partition("@")[0].replace("/", ".") for word in words]
-    taken = {group: _with(source[group], node[group], group, said) for group in SUPPLIED if _brings(source, group, node, said)}
+    taken = {
+        group: _with(source[group], node.get(group, {}), group, said) for group in SUPPLIED if _brings(source, group, said)
+    }
     return {**node, **taken, "init_digest": digest}
 
 
@@ -52,10 +54,9 @@ def _own(node: Mapping[str, Any]) -> dict[str, Any] | None:
     return own if own is not None and own.get("init") == node["init"] else None
 
 
-def _brings(source: Mapping[str, Any], group: str, node: Mapping[str, Any], said: Sequence[str]) -> bool:
+def _brings(source: Mapping[str, Any], group: str, said: Sequence[str]) -> bool:
     """A pipeline, unlike a run, does not say how it was trained: then the objective is the command's own."""
-    trained = group != "objective" or "dataset" in source
-    return source.get(group) is not None and group in node and group not in said and trained
+    return source.get(group) is not None and group not in said and (group != "objective" or "dataset" in source)
 
 
 def _with(theirs: Mapping[str, Any], ours: Mapping[str, Any], group: str, said: Sequence[str]) -> dict[str, Any]:
