@@ -6,6 +6,7 @@ Networks of random weights, away from zero. Bound: 1e-5 of the largest value, of
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -462,6 +463,17 @@ def test_parts_that_are_missing(part: str, says: str, pipelines: dict[str, tuple
     folder = shutil.copytree(pipelines["sd1"][1], tmp_path / "it")
     (folder / part).unlink()
     assert says in refused(folder)
+
+
+@pytest.mark.parametrize(("package", "extra"), [("transformers", "latent"), ("diffusers", "diffusers")])
+def test_what_is_not_installed_is_said(
+    package: str, extra: str, pipelines: dict[str, tuple[Any, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    found = find(pipelines["sd1"][1])
+    with pytest.raises(UserError, match=re.escape(f"pip install 'diffusion-cli[{extra}]'")) as caught:
+        load_denoiser(found, "ema")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_digest_is_of_every_part(pipelines: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:

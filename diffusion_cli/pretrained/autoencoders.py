@@ -23,8 +23,10 @@ SCALING = 0.18215  # what both classes take where a config is silent
 
 def is_autoencoder(folder: Path) -> bool:
     """Whether the config.json in this folder is that of an autoencoder that is read here."""
-    path = folder / "config.json"
-    return path.is_file() and files.parsed(path).get("_class_name") in NODES
+    try:
+        return files.parsed(folder / "config.json").get("_class_name") in NODES
+    except StorageError:
+        return False
 
 
 def read(folder: Path, said: str, home: Path) -> Pretrained:
