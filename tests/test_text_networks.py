@@ -207,7 +207,7 @@ def test_mmdit_needs_texts():
         tiny("mmdit", text_width=0)
 
 
-@pytest.mark.parametrize("option", ["unet_text", "dit"])
+@every_network
 def test_diffusers_has_no_such_network(option):
     with pytest.raises(ConfigError, match=r"to=diffusers: .* reads texts"):
         peer_of(tiny(option), {}, None)

@@ -17,6 +17,10 @@ from diffusion_cli.models.network import Network
 def peer_of(network: Network, node: Mapping[str, Any], label: int | None) -> nn.Module:
     """node: the network's own config. label: a label to be told for good, or None. Raises ConfigError."""
     name = type(network).__name__
+    if network.text_width:
+        raise ConfigError(
+            f"to=diffusers: this {name} reads texts, and no network of diffusers reads them as it does; to=folder takes it"
+        )
     if type(network) not in _MAKERS:
         known = " and ".join(cls.__name__ for cls in _MAKERS)
         raise ConfigError(
@@ -25,10 +29,6 @@ def peer_of(network: Network, node: Mapping[str, Any], label: int | None) -> nn.
     if network.hint_channels:
         raise ConfigError(
             "to=diffusers: this network is self-conditioned, and no pipeline of diffusers feeds it its answer before"
-        )
-    if network.text_width:
-        raise ConfigError(
-            f"to=diffusers: this {name} reads texts, and no network of diffusers reads them as it does; to=folder takes it"
         )
     defaults = {key: parameter.default for key, parameter in signature(type(network)).parameters.items()}
     return _MAKERS[type(network)](network, {**defaults, **node}, label).eval()
