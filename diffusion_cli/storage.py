@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,11 +50,17 @@ def write(path: Path, data: bytes) -> None:
 
 def write_all(files: Mapping[Path, bytes]) -> None:
     """Each as `write` does, in twice the speed where they are many: a folder is synced once, after its last file."""
-    named = {path: path.with_name(f".{path.name}.tmp") for path in files}
-    for path, temporary in named.items():
-        _write_synced(temporary, files[path])
-    for path, temporary in named.items():
-        _rename(temporary, path)
+    temporaries = {path: path.with_name(f".{path.name}.tmp") for path in files}
+    try:
+        for path, temporary in temporaries.items():
+            _write_synced(temporary, files[path])
+        for path, temporary in temporaries.items():
+            _rename(temporary, path)
+    except StorageError:
+        for temporary in temporaries.values():
+            with suppress(OSError):  # it takes room that may be wanted to say so
+                temporary.unlink()
+        raise
     for folder in dict.fromkeys(path.parent for path in files):
         _sync_folder(folder)
 
@@ -104,10 +110,21 @@ def commit(folder: Path, files: Mapping[str, bytes]) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     if temporary.exists():
         remove(temporary)
-    _make_folder(temporary)
-    folders, left = [temporary], sum(map(len, files.values()))
+    try:
+        _fill(temporary, files)
+        _rename(temporary, folder)
+    except StorageError:
+        shutil.rmtree(temporary, ignore_errors=True)  # it takes room that may be wanted to say so
+        raise
+    _sync_folder(folder.parent)
+
+
+def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
+    """A new folder with these files, all of it synced."""
+    _make_folder(folder)
+    folders, left = [folder], sum(map(len, files.values()))
     for name, data in files.items():
-        path = temporary / name
+        path = folder / name
         if path.parent not in folders:
             _make_folder(path.parent)
             folders.append(path.parent)
@@ -115,7 +132,6 @@ def commit(folder: Path, files: Mapping[str, bytes]) -> None:
         left -= len(data)
     for inside in reversed(folders):
         _sync_folder(inside)
-    rename(temporary, folder)
 
 
 def _write_synced(path: Path, data: bytes, needed: int | None = None) -> None:
