@@ -202,9 +202,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise Damaged(f"{path}: larger than a manifest can be")
     manifest = _parsed(_read(path), path)
     if isinstance(manifest.get("format"), int) and manifest["format"] > FORMAT:
+        program = str(manifest.get("program"))
+        version = re.fullmatch(r"diffusion_cli (\d[\w.]*)", program)
+        remedy = f"pip install 'diffusion-cli>={version[1]}'" if version else "install a newer version"
         raise StorageError(
-            f"{folder} was written by {manifest.get('program')} in format {manifest['format']}, and this is diffusion_cli "
-            f"{__version__}, which reads up to {FORMAT}: install a newer version"
+            f"{folder} was written by {program} in format {manifest['format']}, and this is diffusion_cli {__version__}, which "
+            f"reads up to {FORMAT}: {remedy}"
         )
     files = manifest.get("files")
     whole = isinstance(files, dict) and all(isinstance(f, dict) and {"bytes", "sha256"} <= f.keys() for f in files.values())

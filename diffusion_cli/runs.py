@@ -6,7 +6,8 @@ checkpoints/step_00001000/  samples/  tensorboard/  metrics.jsonl  status.json  
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Run:
         for path in (folder, self.checkpoints, self.samples):
             storage.make_folder(path)
         self._lock = locked(folder)
+        self._told = threading.excepthook
         self._written: set[frozenset[object]] = set()
         self._board: SummaryWriter | None = None
         self._board_works = True
@@ -59,6 +61,7 @@ class Run:
         storage.write(path, "".join(line + "\n" for line in kept).encode())
         self._written = {_mark(json.loads(line)) for line in kept}
         self._on_board("close")
+        threading.excepthook = _quiet(self._told)
         with self._board_failing():
             self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else 0, flush_secs=30)
 
@@ -126,7 +129,18 @@ class Run:
 
     def close(self) -> None:
         self._on_board("close")
+        threading.excepthook = self._told
         self._lock.close()
+
+
+def _quiet(told: Callable[[threading.ExceptHookArgs], object]) -> Callable[[threading.ExceptHookArgs], None]:
+    """For threading.excepthook: TensorBoard's thread prints a traceback of an error that its next figure raises here too."""
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        if not (isinstance(raised.exc_value, OSError) and type(raised.thread).__module__.startswith("tensorboard")):
+            told(raised)
+
+    return hook
 
 
 def _mark(row: Mapping[str, float]) -> frozenset[object]:

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,11 +51,17 @@ def write(path: Path, data: bytes) -> None:
 
 def write_all(files: Mapping[Path, bytes]) -> None:
     """Each as `write` does, in twice the speed where they are many: a folder is synced once, after its last file."""
-    named = {path: path.with_name(f".{path.name}.tmp") for path in files}
-    for path, temporary in named.items():
-        _write_synced(temporary, files[path])
-    for path, temporary in named.items():
-        _rename(temporary, path)
+    temporaries = {path: path.with_name(f".{path.name}.tmp") for path in files}
+    try:
+        for path, temporary in temporaries.items():
+            _write_synced(temporary, files[path])
+        for path, temporary in temporaries.items():
+            _rename(temporary, path)
+    except StorageError:
+        for temporary in temporaries.values():
+            with suppress(OSError):  # it takes room that may be wanted to say so
+                temporary.unlink()
+        raise
     for folder in dict.fromkeys(path.parent for path in files):
         _sync_folder(folder)
 
@@ -125,11 +131,22 @@ def commit(folder: Path, files: Mapping[str, bytes]) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     if temporary.exists():
         remove(temporary)
-    _make_folder(temporary)
-    folders, left = [temporary], sum(map(len, files.values()))
+    try:
+        _fill(temporary, files)
+        _rename(temporary, folder)
+    except StorageError:
+        shutil.rmtree(temporary, ignore_errors=True)  # it takes room that may be wanted to say so
+        raise
+    _sync_folder(folder.parent)
+
+
+def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
+    """A new folder with these files, all of it synced."""
+    _make_folder(folder)
+    folders, left = [folder], sum(map(len, files.values()))
     for name, data in files.items():
-        path = temporary / name
-        for inside in reversed([parent for parent in path.parents if temporary in parent.parents]):
+        path = folder / name
+        for inside in reversed([parent for parent in path.parents if folder in parent.parents]):
             if inside not in folders:
                 _make_folder(inside)
                 folders.append(inside)
@@ -137,7 +154,6 @@ def commit(folder: Path, files: Mapping[str, bytes]) -> None:
         left -= len(data)
     for inside in reversed(folders):
         _sync_folder(inside)
-    rename(temporary, folder)
 
 
 def _write_synced(path: Path, data: bytes, needed: int | None = None) -> None:

@@ -62,8 +62,8 @@ def train(plan: Plan) -> dict[str, float]:
     run = Run(folder)
     step = start.step if start else 0
     try:
+        checkpoint.sweep(run.checkpoints)  # first: it may be what fills the disk
         run.status("running", step, total=settings.end)
-        checkpoint.sweep(run.checkpoints)
         carry(node, folder, root.trust)
         pictures, held_out = dataset.load("train"), dataset.load("test")
         assert pictures is not None

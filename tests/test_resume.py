@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_storage import KILLED, Fault
 from tiny import after_step, figures, hashes, in_child, stopped, train, words
 
-from diffusion_cli import checkpoint, config, storage
+from diffusion_cli import checkpoint, config, devices, storage
 from diffusion_cli.errors import StorageError
 from diffusion_cli.runs import status_of
 from diffusion_cli.trainer import Trainer
@@ -47,11 +47,21 @@ CELLS = {
 }  # fmt: skip
 
 
+OTHERS = (*(f"model.{key}=DEFAULT" for key in ("width", "groups", "multipliers")), "trainer.evaluate_every=0")
+GRID = CELLS | {
+    "bf16": ("precision=bf16", "trainer.accumulate=2", "model.dropout=0.2", "dataset.labels=true"),
+    "workers": ("dataset.memory=0", "dataset.workers=0", "dataset.flip=true", "trainer.accumulate=2", "ema=decay"),
+    "codebook": ("objective=autoencoding", "model=autoencoder_vq", "model.codes=16", "dataset.flip=true", *OTHERS),
+    "classifying": ("objective=classifying", "model=classifier", "model.attention_levels=[]", "model.head_width=8",
+                    "dataset.labels=true", "dataset.flip=true"),
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory):
     """The uninterrupted run of a cell, trained once."""
     folder = tmp_path_factory.mktemp("whole")
-    return cache(lambda cell: train(folder, *BASE, *CELLS[cell], name=re.sub(r"\W", "_", cell)))
+    return cache(lambda cell: train(folder, *BASE, *GRID[cell], name=re.sub(r"\W", "_", cell)))
 
 
 def assert_equal(resumed: Path, uninterrupted: Path) -> None:
@@ -75,6 +85,17 @@ def test_resumed_equals_uninterrupted(cell: str, whole, tmp_path: Path) -> None:
 def test_each_stop_alone(stop: int, whole, tmp_path: Path) -> None:
     stopped(tmp_path, stop, *BASE, *CELLS["all at once"])
     assert_equal(train(tmp_path, *BASE, *CELLS["all at once"]), whole("all at once"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [1, 3, EPOCH, LAST - 1])
+@pytest.mark.parametrize("cell", GRID)
+def test_grid(cell: str, stop: int, whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first step, within an epoch, at its edge, before the last step; streamed pictures go on with other workers."""
+    monkeypatch.setattr(devices, "_cpu_has_bf16", lambda: True)
+    words = (*BASE, *GRID[cell])
+    stopped(tmp_path, stop, *words)
+    assert_equal(train(tmp_path, *words, *(["dataset.workers=2"] if cell == "workers" else [])), whole(cell))
 
 
 def test_the_comparison_can_fail(whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,5 +395,5 @@ def test_what_is_compared_is_what_is_checked() -> None:
     """The base of all cells is a config that the command itself would take."""
     from tiny import compose
 
-    for cell in CELLS.values():
+    for cell in GRID.values():
         assert config.check_train(compose(*words(Path("x"), *BASE, *cell))).trainer.steps

@@ -24,9 +24,10 @@ from diffusion_cli.signals import listening
 from diffusion_cli.trainer import Trainer
 
 NUMBERS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
-WORDS = ("trainer.steps=6", "trainer.save_every=3", "trainer.evaluate_every=2", "trainer.preview_every=2",
-         "trainer.report_every=1", "features=random", "trainer.metrics=[kid]", "trainer.metrics_n=20",
-         "trainer.metrics_every=2", "sampler.steps=2")  # fmt: skip
+WORDS = (
+    "trainer.steps=6", "trainer.save_every=3", "trainer.evaluate_every=2", "trainer.preview_every=2", "trainer.report_every=1",
+    "features=random", "trainer.metrics=[kid]", "trainer.metrics_n=20", "trainer.metrics_every=2", "sampler.steps=2",
+)  # fmt: skip
 LONG = 100  # seconds that nobody waits for: who is not broken off at once sleeps past every patience
 
 
