@@ -70,9 +70,8 @@ class Trainer:
     ):
         self.objective = objective.to(compute.device)
         self.shadow = copy.deepcopy(self.objective).eval().requires_grad_(False)  # the average: never swapped into the other
-        self.objective.meet(
-            batches.pictures, compute.device, batches.flip
-        )  # after the copy, which asks of pictures that it is given
+        # after the copy, which is asked about pictures that it is given
+        self.objective.meet(batches.pictures, compute.device, batches.flip)
         self.batches, self.held_out, self.run, self.settings = batches, held_out, run, settings
         self.compute, self.seed, self.config = compute, seed, config
         self.recipe, self.average, self.measure = optimizer, average, measure
