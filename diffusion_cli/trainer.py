@@ -352,6 +352,8 @@ class Trainer:
         self.progress.owed = list(start.state.get("owed", []))
         self.parts.count = start.state.get("parts", self.settings.accumulate)
         checkpoint.point(self.run.checkpoints, None if self.best.step is None else self.best.state())
+        if checkpoint.folders(self.run.checkpoints)[:1] == [start.folder]:  # a kill may have come before the old ones went
+            checkpoint.tidy(self.run.checkpoints, self.settings.keep, self.best.step)
         self.reported = (start.state["reported"][0], start.state["reported"][1])
 
 
