@@ -160,6 +160,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(place: Place) -> None:
     assert hashes(place.outputs / "stopped") == hashes(place.outputs / "run")
 
 
+@pytest.mark.parametrize("model", ["dit", "mmdit"])
+def test_other_networks_read_texts_in_latents(place: Place, tmp_path: Path, model: str) -> None:
+    own = (f"model={model}", "model.patch_size=2", "model.width=16", "model.heads=2", "model.depth=2")
+    run = train(
+        place.outputs, *(word for word in place.words if not word.startswith("model")), *place.common[4:], *own, name=model
+    )
+    found = pixels(asked(run, tmp_path / "out", PROMPTS, "guidance=cfg"))
+    assert found.shape == (4, 16, 16, 3) and found.std() > 0
+
+
 # -- the frozen parts --------------------------------------------------------------------------------------------------
 
 
