@@ -32,6 +32,7 @@ OPTIONS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml") if pat
 PICTURES = {"mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 8)}
 TIMELESS = {"unet_basic"}  # networks that are not told the time
 READERS = ("unet_text", "mmdit")  # made for texts: they are told tokens where the others are told labels
+SMALLER = {"ddpmpp": {"width": 32, "groups": 8, "blocks": 2}}  # its 56 million are counted in tests/test_convert.py
 FACTS = ["channels", "image_size", "num_classes", "hint_channels", "text_width"]  # what the program says of the data
 NULL = 5  # the classes of the conditional networks here, and so the index of the null label
 
@@ -46,7 +47,7 @@ def node(option: str) -> dict:
 
 
 def make(option: str, channels: int, size: int, classes: int = 0, **changes) -> Network:
-    keys = {**node(option), **({"text_width": 6} if option in READERS else {}), **changes}
+    keys = {**node(option), **SMALLER.get(option, {}), **({"text_width": 6} if option in READERS else {}), **changes}
     torch.manual_seed(0)
     return getattr(models, keys.pop("_target_").rpartition(".")[2])(channels, size, classes, **keys)
 
