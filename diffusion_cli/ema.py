@@ -52,8 +52,7 @@ class Latest(EMA):
 
 @torch.no_grad()
 def update(shadow: nn.Module, module: nn.Module, beta: float) -> None:
-    """One update of the parameters that train; what is frozen is the same in both, and buffers are copied."""
-    pairs = [(p, q.detach()) for p, q in zip(shadow.parameters(), module.parameters(), strict=True) if q.requires_grad]
-    torch._foreach_lerp_([p for p, _ in pairs], [q for _, q in pairs], 1 - beta)
+    """One update of all parameters of the shadow; buffers are copied. What is frozen stays as it is, to the bit."""
+    torch._foreach_lerp_(list(shadow.parameters()), [p.detach() for p in module.parameters()], 1 - beta)
     for mine, theirs in zip(shadow.buffers(), module.buffers(), strict=True):
         mine.copy_(theirs)
