@@ -14,7 +14,7 @@ import yaml
 from tiny import SMALL, changed, compose
 
 from diffusion_cli import config
-from diffusion_cli.assembly import PARTS, Facts, adapt, objective_of, reads_texts, rehearse
+from diffusion_cli.assembly import PARTS, Facts, Stages, adapt, objective_of, reads_texts, rehearse
 from diffusion_cli.build import build
 from diffusion_cli.conditioning import learned
 from diffusion_cli.config import CONFIGS, SAMPLE_GROUPS, TRAIN_GROUPS
@@ -234,7 +234,7 @@ def test_file_keeps_the_house_rules(file: Path) -> None:
     assert re.match(r"# \S", text), "the first line says what it is: --help shows it"
     assert "${hydra:" not in text
     missing = {line.split(":")[0].strip() for line in text.splitlines() if re.search(r":\s*\?\?\?", line)}
-    assert missing <= {"path", "ckpt", "repo", "runs"}
+    assert missing <= {"path", "ckpt", "repo", "runs", "name"}
     defaults = (yaml.safe_load(text) or {}).get("defaults", [])
     if file.parent == CONFIGS:
         assert defaults[0] == "_self_", "or the file silently beats every group and experiment"
@@ -250,8 +250,8 @@ def test_exponents_are_numbers(number: str) -> None:
 
 
 def test_the_parts_of_an_objective_are_those_that_the_config_knows() -> None:
-    """config.py says their names before torch is there, assembly.py makes them."""
-    assert tuple(PARTS) == config.PARTS
+    """config.py says their names before torch is there, assembly.py makes them, or has them given."""
+    assert (*PARTS, *Stages.NAMES) == config.PARTS
 
 
 PAIRS = [

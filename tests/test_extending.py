@@ -87,7 +87,10 @@ def test_a_checkpoint_says_whom_it_needs_trusted_as_the_page_quotes_it(place) ->
         ("schedule.powr=2", "schedule.powr is not a setting"),
         ("model.width=wide", "model.width is wide: it must be a whole number"),
         ("prediction=eps", "prediction=eps"),
-        ("objective.self_conditioning=0.5", "MLP takes no hint: its constructor has no hint_channels"),
+        (
+            "objective.self_conditioning=0.5",
+            "needs a network that takes a hint, and MLP takes none (its constructor has no hint_channels)",
+        ),
     ],
 )
 def test_the_signature_of_ones_own_class_is_the_schema(place, word, says) -> None:

@@ -8,7 +8,7 @@ from diffusion_cli.commands.sample import with_scale
 ABOUT = """diffusion-evaluate measures a trained model. All it needs is the run: ckpt=outputs/<name>.
   on real pictures   denoising (error by noise level), bound (bits per dimension at most), bits (by the probability flow)
   of its samples     fid, kid, inception_score, precision, recall, density, coverage, class_accuracy: compared in features=
-                     sliced_wasserstein: in pixels
+                     sliced_wasserstein: in pixels; clip_score, clip_score_shuffled: with the captions they are made by
 It prints each figure with its spread, and keeps it in a JSON file with how it was made and in the run's TensorBoard. The same
 command goes on after a stop; torchrun --nproc-per-node 8 --no-python diffusion-evaluate ... shares the work out to 8 GPUs."""
 
