@@ -70,7 +70,7 @@ def test_some_pictures_have_the_first_guess_for_a_hint_and_the_others_none(monke
     assert 96 < int(told.sum()) < 160, "about half of them"
     with torch.no_grad():
         t, _ = made.criterion.draw(made.denoiser.schedule, source)
-        guess = made.denoiser(first[:, :1], t, made._labels(data, source))
+        guess = made.denoiser(first[:, :1], t, made._told(data, source))
     assert (second[told, 1:] - guess[told].clamp(-HINT_RANGE, HINT_RANGE)).abs().max() < 1e-6
     for share, count in ((1.0, 256), (0.0, 0)):
         made.self_conditioning = share
@@ -87,7 +87,7 @@ def test_no_gradient_flows_through_the_guess() -> None:
     denoiser, schedule = made.denoiser, made.denoiser.schedule
     t, correction = made.criterion.draw(schedule, source)
     noise = schedule.noise(source, "noise", (1, 8, 8))
-    x, labels = schedule.mix(data.x, noise, t), made._labels(data, source)
+    x, labels = schedule.mix(data.x, noise, t), made._told(data, source)
     hint = denoiser(x, t, labels).detach()
     F = denoiser.output(x, t, labels, hint)
     wanted = gradient(made, made.criterion(F, denoiser.prediction.target(data.x, noise, t), t, correction, denoiser.prediction))
