@@ -1,4 +1,4 @@
-"""The critic beside an autoencoder: two players in one loss, each with its own gradient, and nothing of it in what is handed on."""
+"""The critic beside an autoencoder: two players in one loss, each with its own gradient; and nothing of it is handed on."""
 
 import copy
 from pathlib import Path

@@ -62,7 +62,7 @@ class Watch:
             table = made(lambda ids: rows_of_samples(samples, self.look, ids), 0, self.n, self.batch, stop, lambda count: None)
         except Stopped:
             return None
-        found = of_samples(self.metrics, draws_of(table, self.n), self.reference, self.look.name)
+        found = of_samples(self.metrics, draws_of(table, self.n), self.reference.cloud, self.look.name)
         return {name: figure["value"] for name, figure in found.items()}
 
 

@@ -5,8 +5,9 @@
                   lambda = |grad_w L_rec| / (|grad_w E[-D(y)]| + 1e-6)         w: the decoder's last layer
 
 D answers [B, 1, h, w], each number about a patch: Isola et al. 2017, "Image-to-image translation with conditional adversarial
-networks", section 3.2.2. Hinge loss: Lim and Ye 2017, "Geometric GAN". lambda, and a start when pictures come back already: Esser
-et al. 2021, "Taming transformers for high-resolution image synthesis", equation 7; weight as in the recipes of Rombach et al. 2022.
+networks", section 3.2.2. Hinge loss: Lim and Ye 2017, "Geometric GAN". lambda, and a start when pictures come back already:
+Esser et al. 2021, "Taming transformers for high-resolution image synthesis", equation 7; the weight is that of the recipes of
+Rombach et al. 2022.
 
 There it is two optimizers in turn. Here both players are one sum and move at once: the critic reads reconstructions without
 a gradient to the autoencoder, and the autoencoder is judged by the critic's weights without a gradient to them, so each weight
@@ -15,6 +16,7 @@ gets the gradient of its own player alone. What the optimizer says of rate, beta
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -43,7 +45,7 @@ class Patches(nn.Module):
         super().__init__()
         widths = [width * min(2**i, 8) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (before, after) in enumerate(pairwise(widths)):
             parts.append(nn.Conv2d(before, after, 4, stride=2 if i + 1 < layers else 1, padding=1, bias=False))
             parts += [nn.GroupNorm(math.gcd(8, after), after), nn.LeakyReLU(0.2)]
         parts.append(nn.Conv2d(widths[-1], 1, 4, padding=1))

@@ -17,7 +17,7 @@ from diffusion_cli import drawing
 from diffusion_cli.codecs import Latent
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.data.pixels import to_float, to_uint8
-from diffusion_cli.evaluation.reconstruction import psnr, ssim
+from diffusion_cli.evaluation.reconstruction import errors
 from diffusion_cli.losses import MAE, Norm, PatchCritic
 from diffusion_cli.losses.critic import duel, moves
 from diffusion_cli.models.autoencoder import Passed
@@ -94,15 +94,12 @@ class Autoencoding(Objective):
         Reconstructions are of the mean of the latents and kept within [-1, 1].
         """
         network, count = self.autoencoder.network, min(len(pictures), len(source.slots))
-        sums = {name: torch.zeros((), device=source.slots.device) for name in ("psnr", "ssim", "mae", "mse")}
+        sums: dict[str, Tensor] = {}
         told: Tensor | None = None
         for x in _floats(pictures, count, batch, source.slots.device):
             passed = self._there_and_back(x)
-            y = passed.y.clamp(-1, 1)
-            for name, value in (("psnr", psnr(x, y)), ("ssim", ssim(x, y))):
-                sums[name] += value.sum()
-            for name, error in (("mae", (x - y).abs()), ("mse", (x - y).square())):
-                sums[name] += error.flatten(1).mean(1).sum()
+            for name, value in errors(x, passed.y.clamp(-1, 1)).items():
+                sums[name] = sums.get(name, 0) + value.sum()
             told = passed.told.sum(0) + (0 if told is None else told)  # [K]
         assert told is not None
         bottleneck = network.figures(told / count)
