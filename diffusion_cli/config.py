@@ -179,6 +179,8 @@ def _adapted(node: Mapping[str, Any]) -> list[str]:
     wrong = (
         [] if node["init"] else ["adapter=lora adds to a trained model: say which, init=outputs/<name> or init=hf://OWNER/NAME"]
     )
+    if node["objective"].get("critic") is not None:
+        wrong.append("adapter=lora and objective/critic: a critic needs a decoder that learns as a whole; leave one out")
     return wrong + ["adapter=lora needs more packages: pip install 'diffusion-cli[lora]'"] * (find_spec("peft") is None)
 
 

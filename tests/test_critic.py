@@ -135,6 +135,8 @@ def test_patches(size: int, layers: int | None, map_size: int) -> None:
 
 
 def test_what_cannot_be_is_named() -> None:
+    with pytest.raises(ConfigError, match="adapter=lora and objective/critic"):
+        config.check_train(compose(*KL, *CRITIC, "adapter=lora"))
     with pytest.raises(ConfigError, match=r"objective: critic\.layers is 2 and image_size 8: it must be at most 1"):
         rehearse(config.check_train(compose(*KL, *CRITIC, "objective.critic.layers=2", "model.multipliers=DEFAULT")).node)
     with pytest.raises(ConfigError, match=r"objective\.critic\.weight is -1"):
