@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from test_autoencoding import KINDS, KL, normal, objective, pictures, run
+from test_autoencoding import KINDS, KL, NOT_OF_THE_UNET, normal, objective, pictures, run
 from tiny import compose, figures, hashes, stopped
 from torch import Tensor
 from torch.nn.functional import relu
@@ -96,10 +96,9 @@ def test_it_enters_at_its_step_and_resumes_to_the_bit(tmp_path: Path) -> None:
     assert not same(weights(whole, 6, "autoencoder"), weights(plain, 6, "autoencoder"))
     rows = figures(whole)
     assert ["train/balance" in row for row in rows if "train/loss" in row] == [False, False, True, True, True, True]
-    torch.manual_seed(0)
     fresh = weights(run(tmp_path / "waits", *base, "objective.critic.start=99"), 6, "critic")
     assert same(fresh, before), "before its start a critic is as it was made"
-    stopped(tmp_path / "parts", 3, "model.multipliers=DEFAULT", "model.width=DEFAULT", *base)
+    stopped(tmp_path / "parts", 3, *NOT_OF_THE_UNET, *base)
     assert hashes(run(tmp_path / "parts", *base)) == hashes(whole)
 
 
@@ -117,9 +116,9 @@ def test_nothing_of_it_is_handed_on(tmp_path: Path) -> None:
     kept = safetensors.torch.load(alone(found, "autoencoder", "ema")["average.safetensors"])
     assert kept and all(name.startswith("autoencoder.") for name in kept)
     assert not any("critic" in name for name in load_codec(found, "ema").state_dict())
-    begun = run(tmp_path, *KL, f"init={tmp_path / 'run'}", "name=begun", "trainer.steps=2")
-    assert weights(begun, 2, "critic"), "the objective comes with init, the critic's weights do not"
-    assert not same(weights(begun, 2, "critic"), weights(tmp_path / "run", 4, "critic"))
+    begun = run(tmp_path / "begun", *KL, *CRITIC, f"init={found.run}", "trainer.steps=2")
+    assert not same(weights(found.run, 2, "critic"), weights(found.run, 4, "critic"))
+    assert same(weights(begun, 2, "critic"), weights(found.run, 2, "critic")), "a run that begins from it makes its own"
 
 
 @pytest.mark.parametrize(("size", "layers", "map_size"), [(8, None, 2), (32, None, 2), (64, None, 6), (256, 3, 30), (6, 1, 1)])
@@ -138,7 +137,7 @@ def test_what_cannot_be_is_named() -> None:
     with pytest.raises(ConfigError, match="adapter=lora and objective/critic"):
         config.check_train(compose(*KL, *CRITIC, "adapter=lora"))
     with pytest.raises(ConfigError, match=r"objective: critic\.layers is 2 and image_size 8: it must be at most 1"):
-        rehearse(config.check_train(compose(*KL, *CRITIC, "objective.critic.layers=2", "model.multipliers=DEFAULT")).node)
+        rehearse(config.check_train(compose(*KL, *CRITIC, "objective.critic.layers=2")).node)
     with pytest.raises(ConfigError, match=r"objective\.critic\.weight is -1"):
         config.check_train(compose(*KL, "objective/critic=patch", "objective.critic.weight=-1"))
     with pytest.raises(ValueError, match="6 pixels at least"):

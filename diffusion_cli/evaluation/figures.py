@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_cli.evaluation.distances import MEASURES, Cloud
-from diffusion_cli.evaluation.words import ENOUGH, name_of
+from diffusion_cli.evaluation.words import ENOUGH, name_back, name_of
 
 Figure = dict[str, Any]
 
@@ -45,6 +45,14 @@ def of_samples(metrics: Sequence[str], draws: Sequence[Cloud], real: Cloud, feat
     n = len(draws[0])
     order = sorted(metrics, key=lambda metric: metric != "kid") if n < ENOUGH else metrics
     return {name_of(metric, features, n): over_draws([MEASURES[metric](draw, real) for draw in draws]) for metric in order}
+
+
+def of_reconstructions(metrics: Sequence[str], table: Mapping[str, Tensor], n: int, features: str | None) -> dict[str, Figure]:
+    """Of n reconstructions beside the n pictures themselves. Both clouds are of the same pictures: at best a distance is 0."""
+    if not metrics:
+        return {}
+    real = Cloud(table.get("real_features"), projections=table.get("real_projections"))
+    return {name_back(name): figure for name, figure in of_samples(metrics, draws_of(table, n), real, features).items()}
 
 
 def shown(name: str, figure: Figure, width: int) -> str:

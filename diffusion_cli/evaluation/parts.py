@@ -12,22 +12,19 @@ from torch import Tensor
 from diffusion_cli.assembly import Facts
 from diffusion_cli.build import build
 from diffusion_cli.data import Dataset, Pictures
-from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.devices import Compute
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.evaluation import figures
-from diffusion_cli.evaluation.distances import Cloud
 from diffusion_cli.evaluation.figures import Figure
 from diffusion_cli.evaluation.held_out import NAMES, rows_of_pictures
-from diffusion_cli.evaluation.reconstruction import ERRORS, errors
+from diffusion_cli.evaluation.reconstruction import ERRORS
 from diffusion_cli.evaluation.reference import reference_of
 from diffusion_cli.evaluation.rows import Make
-from diffusion_cli.evaluation.samples import Look, Samples, directions, rows_of_samples, shares_of
+from diffusion_cli.evaluation.samples import Look, Samples, directions, rows_of_reconstructions, rows_of_samples, shares_of
 from diffusion_cli.evaluation.words import ENOUGH, OF_PICTURES, OF_SAMPLES
 from diffusion_cli.features import Extractor, Features
 from diffusion_cli.finding import load_codec, load_denoiser
 from diffusion_cli.objectives.captions import captions
-from diffusion_cli.objectives.denoising import gather
 from diffusion_cli.options import option_of
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
@@ -116,10 +113,7 @@ def of_samples(found: Trained, dataset: Dataset, wanted: Measurement, metrics: l
 
 
 def of_reconstructions(found: Trained, dataset: Dataset, wanted: Measurement, metrics: list[str], compute: Compute) -> Part:
-    """Of an autoencoder: each picture beside what comes back of it by the mean of its latents, and all of them beside all.
-
-    Both clouds are of the same pictures, so a perfect autoencoder has a distance of 0. Raises UserError.
-    """
+    """Of an autoencoder: each picture beside what comes back of it, and all beside all. Raises UserError."""
     settings, facts = wanted.root, found.config["facts"]
     codec = load_codec(found, settings.weights, settings.trust).to(compute.device)
     if wrong := [metric for metric in settings.metrics if metric not in ("reconstruction", *metrics)]:
@@ -132,26 +126,14 @@ def of_reconstructions(found: Trained, dataset: Dataset, wanted: Measurement, me
     say(f"reconstructions of {n:,} pictures of the {split} split, beside these")
     asked = {"n": n, "split": split, "of": "reconstructions", "features": named(look.extractor, wanted.features)}
 
-    def make(ids: Tensor) -> dict[str, Tensor]:
-        images = gather(pictures, ids).to(compute.device)  # [B, C, H, W]
-        x = to_float(images)
-        with compute.precision(), torch.no_grad():
-            y = codec.decode(codec.encode(x)).clamp(-1, 1)
-        columns = {name: values.cpu() for name, values in errors(x, y).items()} | look.columns(to_uint8(y))
-        if pictures.labels is not None:
-            columns["labels"] = pictures.labels[ids]
-        return columns | {f"real_{name}": values for name, values in look.columns(images).items()}
-
     def conclude(table: Mapping[str, Tensor], stop: StopRequest) -> tuple[dict[str, Figure], dict[str, Any]]:
         told = {name: figures.over_pictures(table[name]) for name in ERRORS if "reconstruction" in settings.metrics}
-        if metrics:
-            real = Cloud(table.get("real_features"), projections=table.get("real_projections"))
-            there = figures.of_samples(metrics, figures.draws_of(table, n), real, look.name)
-            told |= {f"reconstruction_{name}": figure for name, figure in there.items()}
+        told |= figures.of_reconstructions(metrics, table, n, look.name)
         return told, {**asked, "torch_fidelity": version("torch-fidelity")} if library(metrics) else asked
 
     key = {**asked, "metrics": metrics, "data": pictures.fingerprint, "precision": str(compute.autocast)}
     words = [] if look.name is None else [look.name]
+    make = lambda ids: rows_of_reconstructions(codec, pictures, look, compute, ids)  # noqa: E731
     return Part("reconstructions", n, make, conclude, key, [*words, split, f"n_{n}"])
 
 

@@ -43,6 +43,11 @@ def name_of(metric: str, features: str | None, n: int) -> str:
     return f"{features if OF_SAMPLES[metric].features else 'pixels'}_{word}_{n}"
 
 
+def name_back(figure: str) -> str:
+    """The same figure of reconstructions."""
+    return f"reconstruction_{figure}"
+
+
 def higher_is_better(figure: str) -> bool:
     """Of a figure's name, as TensorBoard has it or bare."""
     better = [metric for metric, word in OF_SAMPLES.items() if word.higher]
