@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from diffusion_cli.errors import ConfigError
-from diffusion_cli.signatures import OWN, Object, check, target_of
+from diffusion_cli.signatures import OWN, check, node_of, target_of
 
 T = TypeVar("T")
 
@@ -50,7 +50,8 @@ def build(
 
 
 def _value(kind: object, value: Any, path: str, trust: Collection[str]) -> object:
-    if isinstance(kind, Object):
-        module, _, name = kind.base.rpartition(".")
+    inner = node_of(kind)
+    if inner is not None and value is not None:
+        module, _, name = inner.base.rpartition(".")
         return build(value, getattr(importlib.import_module(module), name), path, trust=trust)
     return tuple(value) if isinstance(value, list) else value

@@ -179,6 +179,8 @@ def _adapted(node: Mapping[str, Any]) -> list[str]:
     wrong = (
         [] if node["init"] else ["adapter=lora adds to a trained model: say which, init=outputs/<name> or init=hf://OWNER/NAME"]
     )
+    if node["objective"].get("critic") is not None:
+        wrong.append("adapter=lora and objective/critic: a critic needs a decoder that learns as a whole; leave one out")
     return wrong + ["adapter=lora needs more packages: pip install 'diffusion-cli[lora]'"] * (find_spec("peft") is None)
 
 
@@ -187,7 +189,7 @@ def _watched(node: Mapping[str, Any]) -> list[str]:
     trainer, features = node["trainer"], node.get("features")
     metrics, best = trainer["metrics"], trainer["best"]
     wrong = _metrics("trainer.metrics", metrics, features)
-    if metrics and "sampler" not in target_of(node["objective"], "objective", node["trust"]).parameters:
+    if metrics and not {"sampler", "autoencoder"} & set(target_of(node["objective"], "objective", node["trust"]).parameters):
         wrong.append(f"trainer.metrics={','.join(metrics)}: figures of samples, and this objective makes none")
     if best is None and trainer["patience"] is not None:
         wrong.append(f"trainer.patience={trainer['patience']}: without a better what? trainer.best=evaluate/x0_mse says it")

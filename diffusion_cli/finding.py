@@ -106,7 +106,7 @@ KINDS = {
     ),
     "autoencoder": (
         "an autoencoder",
-        "it makes no pictures of its own; what it makes of given ones is in {run}/samples",
+        "it makes no pictures of its own; what it makes of given ones is in {run}/samples, and diffusion-evaluate measures it",
     ),
     "clip": (
         "an encoder of pictures and texts",
@@ -115,12 +115,17 @@ KINDS = {
 }
 
 
-def _must_be(wanted: str, found: Trained, trust: tuple[str, ...], way_out: str) -> None:
-    """ConfigError where the run trained something else: what it is and what that is for, or the way to what is wanted."""
+def parts_in(found: Trained, trust: tuple[str, ...] = ()) -> list[str]:
+    """The parts that the objective of the run asked for: what it trained is among KINDS. Raises UserError."""
     node = found.config["config"].get("objective")
     if node is None:
         raise StorageError(f"{found.folder} is of another program: its config.json lacks objective")
-    parts = parts_of(node, trust)
+    return parts_of(node, trust)
+
+
+def _must_be(wanted: str, found: Trained, trust: tuple[str, ...], way_out: str) -> None:
+    """ConfigError where the run trained something else: what it is and what that is for, or the way to what is wanted."""
+    parts = parts_in(found, trust)
     if wanted in parts:
         return
     kind, use = next((KINDS[part] for part in parts if part in KINDS), ("something else", ""))

@@ -119,6 +119,11 @@ class Anything:
         return True
 
 
+def node_of(kind: object) -> Object | None:
+    """The class that a node of this kind becomes, if it may be a node."""
+    return next((k for k in (kind.kinds if isinstance(kind, Either) else (kind,)) if isinstance(k, Object)), None)
+
+
 # -- signatures --------------------------------------------------------------------------------------------------------
 
 
@@ -325,8 +330,8 @@ def check_values(
             wrong.append(f"{dot}{key} is not an option of {short}: {did_you_mean(str(key), free)}")
         elif value == "???":
             wrong.append(f"{dot}{key} is missing: write {dot}{key}=... ({free[key].kind})")
-        elif isinstance(free[key].kind, Object) and free[key].kind.holds(value):
-            wrong += check(value, free[key].kind.base, f"{dot}{key}", trust=trust)
+        elif (inner := node_of(free[key].kind)) and inner.holds(value):
+            wrong += check(value, inner.base, f"{dot}{key}", trust=trust)
         elif not free[key].kind.holds(value):
             wrong.append(f"{dot}{key} is {shown(value)}: it must be {free[key].kind}")
     wrong += [f"{dot}{name} is missing: {short} needs it" for name, p in free.items() if p.required and name not in node]

@@ -92,7 +92,7 @@ def train(plan: Plan) -> dict[str, float]:
             say(f"going on from step {start.step:,}" + (f" of {settings.end:,}" if settings.end is not None else ""))
         sizes = {"train": len(pictures), "test": 0 if held_out is None else len(held_out)}
         saved = {"config": _plain(node), "facts": dict(facts), "pictures": sizes}
-        watch = watch_of(plan, pictures, facts, compute)
+        watch = watch_of(plan, pictures, held_out, facts, compute)
         trainer = Trainer(
             objective,
             Batches(pictures, settings.batch, root.seed, dataset.flip, compute.device),

@@ -1,6 +1,7 @@
 """Autoencoders: what they are charged, what passes their bottleneck, the scale of their latents, and how they are judged."""
 
 import importlib.util
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 from tiny import compose, figures, hashes, stopped, train
 from torch import Tensor
@@ -17,11 +19,12 @@ from diffusion_cli import config
 from diffusion_cli.assembly import Facts, objective_of
 from diffusion_cli.codecs import Codec, Latent, Pixels
 from diffusion_cli.data import Batch, Pictures
-from diffusion_cli.data.pixels import to_float
+from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.evaluation.reconstruction import psnr, ssim
+from diffusion_cli.evaluation.run import evaluate
 from diffusion_cli.evaluation.words import higher_is_better
-from diffusion_cli.finding import find, load_codec, load_denoiser
+from diffusion_cli.finding import dataset_of, find, load_codec, load_denoiser
 from diffusion_cli.models.autoencoder import AutoencoderKL, AutoencoderVQ, kl
 from diffusion_cli.models.codebook import Codebook
 from diffusion_cli.objectives import Autoencoding
@@ -250,6 +253,61 @@ def test_it_trains_resumes_to_the_bit_and_can_be_asked(words: tuple[str, ...], t
     with torch.no_grad():
         x = codec.encode(to_float(data.images)).transpose(0, 1).flatten(1)
     assert x.mean(1).abs().max() < 1e-3 and (x.std(1) - 1).abs().max() < 1e-3, "the checkpoint carries the scale"
+
+
+def measured(run: Path, *words: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    line = (f"ckpt={run}", "batch=24", "device=cpu", *words)
+    kept = json.loads(evaluate(config.check_evaluate(compose(*line, primary="evaluate"))).read_text())
+    return kept["figures"], kept["made_by"]
+
+
+def test_reconstructions_are_measured_beside_the_pictures(tmp_path: Path) -> None:
+    """The run's own figures of the same pictures; and distances of two clouds that are made here by hand."""
+    there = run(tmp_path, *KL, "trainer.steps=4", "trainer.evaluate=60")
+    words = ("metrics=[reconstruction,fid,kid,sliced_wasserstein]", "features=raw", "n=60")
+    found, made_by = measured(there, *words)
+    logged = {name: value for row in figures(there) for name, value in row.items()}
+    for name in ("psnr", "ssim", "mae", "mse"):
+        assert found[name]["value"] == pytest.approx(logged[f"evaluate/{name}"], rel=1e-5) and found[name]["error"] > 0
+    assert made_by["of"] == "reconstructions" and made_by["split"] == "test" and made_by["features"]["name"] == "raw"
+    parts, _ = measured(there, *words, "batch=7", f"out={tmp_path / 'parts.json'}")
+    assert list(parts) == list(found)
+    for name, figure in found.items():
+        assert parts[name]["value"] == pytest.approx(figure["value"], rel=1e-3), name
+
+    held_out = dataset_of(find(there), None).load("test")
+    assert held_out is not None
+    images = held_out.images[:60]
+    codec = load_codec(find(there), "ema")
+    back = to_uint8(codec.decode(codec.encode(to_float(images))))
+    one, two = (part.flatten(1).double() / 127.5 - 1 for part in (back, images))
+    gap = (one.mean(0) - two.mean(0)).square().sum()
+    root = sqrtm(torch.cov(one.T).numpy() @ torch.cov(two.T).numpy()).real.trace()
+    wanted = float(gap + torch.cov(one.T).trace() + torch.cov(two.T).trace()) - 2 * root
+    assert found["reconstruction_raw_fd_60"]["value"] == pytest.approx(wanted, rel=1e-2)
+
+
+def test_a_perfect_autoencoder_is_at_no_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = run(tmp_path, *KL, "trainer.steps=2")
+    monkeypatch.setattr(Latent, "encode", lambda self, pictures, source=None: pictures)
+    monkeypatch.setattr(Latent, "decode", lambda self, x: x)
+    found, _ = measured(there, "metrics=[reconstruction,fid,precision,sliced_wasserstein]", "features=raw", "n=40")
+    assert found["psnr"]["value"] > 100 and found["mae"]["value"] == 0
+    assert (
+        abs(found["reconstruction_raw_fd_40"]["value"]) < 1e-3
+        and found["reconstruction_pixels_sliced_wasserstein_40"]["value"] == 0
+    )
+    assert found["reconstruction_raw_precision_40"]["value"] == 1
+
+
+def test_what_an_autoencoder_has_no_figure_of_is_named(tmp_path: Path) -> None:
+    there = run(tmp_path, *KL, "trainer.steps=2")
+    with pytest.raises(ConfigError, match=r"metrics=denoising,bound: of a denoiser, .*\[reconstruction,fid\]"):
+        measured(there)
+    with pytest.raises(ConfigError, match="metrics=clip_score"):
+        measured(there, "metrics=[clip_score]", "features=raw")
+    with pytest.raises(ConfigError, match="no autoencoder but a denoiser"):
+        measured(train(tmp_path, name="denoiser"), "metrics=[reconstruction]")
 
 
 def test_the_wrong_checkpoint_is_named(tmp_path: Path) -> None:

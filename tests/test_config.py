@@ -80,8 +80,8 @@ def words_of(group: str, option: str) -> list[str]:
         words = ["objective=classifying", "model=classifier"]
     if group == "model" and option.startswith("autoencoder"):
         words = ["objective=autoencoding", f"model={option}"]
-    if option == "autoencoding":
-        words = ["objective=autoencoding", "model=autoencoder_kl"]
+    if option == "autoencoding" or group == "objective/critic":
+        words = ["objective=autoencoding", "model=autoencoder_kl", *(words if option != "autoencoding" else [])]
     return words
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_cli.evaluation.distances import MEASURES, Cloud
-from diffusion_cli.evaluation.reference import Reference
-from diffusion_cli.evaluation.words import ENOUGH, name_of
+from diffusion_cli.evaluation.words import ENOUGH, name_back, name_of
 
 Figure = dict[str, Any]
 
@@ -41,14 +40,19 @@ def draws_of(table: Mapping[str, Tensor], n: int) -> list[Cloud]:
     return [Cloud(*(None if columns[name] is None else columns[name][draw] for name in names)) for draw in range(count)]
 
 
-def of_samples(metrics: Sequence[str], draws: Sequence[Cloud], reference: Reference, features: str | None) -> dict[str, Figure]:
+def of_samples(metrics: Sequence[str], draws: Sequence[Cloud], real: Cloud, features: str | None) -> dict[str, Figure]:
     """By name. Where a Frechet distance says little, KID comes first."""
     n = len(draws[0])
     order = sorted(metrics, key=lambda metric: metric != "kid") if n < ENOUGH else metrics
-    return {
-        name_of(metric, features, n): over_draws([MEASURES[metric](draw, reference.cloud) for draw in draws])
-        for metric in order
-    }
+    return {name_of(metric, features, n): over_draws([MEASURES[metric](draw, real) for draw in draws]) for metric in order}
+
+
+def of_reconstructions(metrics: Sequence[str], table: Mapping[str, Tensor], n: int, features: str | None) -> dict[str, Figure]:
+    """Of n reconstructions beside the n pictures themselves. Both clouds are of the same pictures: at best a distance is 0."""
+    if not metrics:
+        return {}
+    real = Cloud(table.get("real_features"), projections=table.get("real_projections"))
+    return {name_back(name): figure for name, figure in of_samples(metrics, draws_of(table, n), real, features).items()}
 
 
 def shown(name: str, figure: Figure, width: int) -> str:

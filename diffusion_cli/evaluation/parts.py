@@ -1,4 +1,5 @@
-"""The two kinds of figures: what the network makes of real pictures, and how far its samples are from real ones."""
+"""The kinds of figures: what the network makes of real pictures, how far its samples are from real ones, and how far the
+reconstructions of an autoencoder are from the pictures themselves."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from diffusion_cli.errors import ConfigError
 from diffusion_cli.evaluation import figures
 from diffusion_cli.evaluation.figures import Figure
 from diffusion_cli.evaluation.held_out import NAMES, rows_of_pictures
+from diffusion_cli.evaluation.reconstruction import ERRORS
 from diffusion_cli.evaluation.reference import reference_of
 from diffusion_cli.evaluation.rows import Make
-from diffusion_cli.evaluation.samples import Look, Samples, directions, rows_of_samples, shares_of
+from diffusion_cli.evaluation.samples import Look, Samples, directions, rows_of_reconstructions, rows_of_samples, shares_of
 from diffusion_cli.evaluation.words import ENOUGH, OF_PICTURES, OF_SAMPLES
 from diffusion_cli.features import Extractor, Features
-from diffusion_cli.finding import load_denoiser
+from diffusion_cli.finding import load_codec, load_denoiser
 from diffusion_cli.objectives.captions import captions
 from diffusion_cli.options import option_of
 from diffusion_cli.pretrained.trained import Trained
@@ -99,7 +101,7 @@ def of_samples(found: Trained, dataset: Dataset, wanted: Measurement, metrics: l
 
     def conclude(table: Mapping[str, Tensor], stop: StopRequest) -> tuple[dict[str, Figure], dict[str, Any]]:
         reference = reference_of(pictures, split, look, settings.batch, compute.device, stop)
-        found = figures.of_samples(metrics, figures.draws_of(table, n), reference, look.name)
+        found = figures.of_samples(metrics, figures.draws_of(table, n), reference.cloud, look.name)
         facts = {**asked, "split": split, "reference": reference.facts(), "steps": maker.sampler.steps, **calls_of(table)}
         return found, {**facts, "torch_fidelity": version("torch-fidelity")} if library(metrics) else facts
 
@@ -108,6 +110,31 @@ def of_samples(found: Trained, dataset: Dataset, wanted: Measurement, metrics: l
     words = [] if look.name is None else [look.name]
     words += [option_of("sampler", maker.asked["sampler"]), f"{maker.sampler.steps}", f"n_{n}"]
     return Part("samples", n * settings.repeats, lambda ids: rows_of_samples(samples, look, ids), conclude, key, words)
+
+
+def of_reconstructions(found: Trained, dataset: Dataset, wanted: Measurement, metrics: list[str], compute: Compute) -> Part:
+    """Of an autoencoder: each picture beside what comes back of it, and all beside all. Raises UserError."""
+    settings, facts = wanted.root, found.config["facts"]
+    codec = load_codec(found, settings.weights, settings.trust).to(compute.device)
+    if wrong := [metric for metric in settings.metrics if metric not in ("reconstruction", *metrics)]:
+        raise ConfigError(f"metrics={','.join(wrong)}: of a denoiser, and this is an autoencoder: ask for [reconstruction,fid]")
+    look = look_of(wanted.features, metrics, facts, compute.device, settings.trust)
+    pictures, split = _loaded(dataset, settings.split or "test")
+    check_told(metrics, pictures.labels is not None, False, look.extractor, facts["classes"])
+    n = min(settings.n or SAMPLES, len(pictures))
+    warn(metrics, n)
+    say(f"reconstructions of {n:,} pictures of the {split} split, beside these")
+    asked = {"n": n, "split": split, "of": "reconstructions", "features": named(look.extractor, wanted.features)}
+
+    def conclude(table: Mapping[str, Tensor], stop: StopRequest) -> tuple[dict[str, Figure], dict[str, Any]]:
+        told = {name: figures.over_pictures(table[name]) for name in ERRORS if "reconstruction" in settings.metrics}
+        told |= figures.of_reconstructions(metrics, table, n, look.name)
+        return told, {**asked, "torch_fidelity": version("torch-fidelity")} if library(metrics) else asked
+
+    key = {**asked, "metrics": metrics, "data": pictures.fingerprint, "precision": str(compute.autocast)}
+    words = [] if look.name is None else [look.name]
+    make = lambda ids: rows_of_reconstructions(codec, pictures, look, compute, ids)  # noqa: E731
+    return Part("reconstructions", n, make, conclude, key, [*words, split, f"n_{n}"])
 
 
 def look_of(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 RANGE = 2.0  # from -1 to 1
 WINDOW, SPREAD = 11, 1.5
+ERRORS = ("psnr", "ssim", "mae", "mse")  # as shown
 LEAST_MSE = 1e-10  # a PSNR of 106 dB: equal pictures, too, have one that can be averaged
 
 
@@ -34,6 +35,12 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     c1, c2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
     likeness = (2 * m_x * m_y + c1) * (2 * s_xy + c2) / ((m_x**2 + m_y**2 + c1) * (s_x + s_y + c2))
     return likeness.view(len(x), -1).mean(1)
+
+
+def errors(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """[B, C, H, W] twice -> [B] of psnr, ssim, and the mean absolute and squared error mae and mse."""
+    mae, mse = (error.flatten(1).mean(1) for error in ((x - y).abs(), (x - y).square()))
+    return {"psnr": psnr(x, y), "ssim": ssim(x, y), "mae": mae, "mse": mse}
 
 
 def _window(size: int, like: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from diffusion_cli import storage
 from diffusion_cli.devices import choose
 from diffusion_cli.distributed import process
 from diffusion_cli.evaluation.figures import Figure, shown
-from diffusion_cli.evaluation.parts import Part, of_pictures, of_samples
+from diffusion_cli.evaluation.parts import Part, of_pictures, of_reconstructions, of_samples
 from diffusion_cli.evaluation.rows import Ledger
 from diffusion_cli.evaluation.words import OF_PICTURES, OF_SAMPLES
-from diffusion_cli.finding import dataset_of, find
+from diffusion_cli.finding import dataset_of, find, parts_in
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import on_board, say
 from diffusion_cli.sampling.question import alone
@@ -36,9 +36,12 @@ def evaluate(wanted: Measurement) -> Path:
     found = find(settings.ckpt)
     dataset = dataset_of(found, settings.data, settings.trust)
     ours = [metric for metric in settings.metrics if metric in OF_SAMPLES]
-    parts = [of_samples(found, dataset, wanted, ours, compute)] if ours else []
-    if set(settings.metrics) & set(OF_PICTURES):
-        parts.append(of_pictures(found, dataset, settings, compute))
+    if "autoencoder" in parts_in(found, settings.trust) or "reconstruction" in settings.metrics:
+        parts = [of_reconstructions(found, dataset, wanted, ours, compute)]
+    else:
+        parts = [of_samples(found, dataset, wanted, ours, compute)] if ours else []
+        if set(settings.metrics) & set(OF_PICTURES):
+            parts.append(of_pictures(found, dataset, settings, compute))
     say(f"{found.folder}: {settings.weights} weights, {compute}" + (f", {me.world} processes" if me.world > 1 else ""))
     common = {"weights": settings.weights, "seed": settings.seed, "step": found.step, "checkpoint": found.digest}
     common["batch"] = settings.batch

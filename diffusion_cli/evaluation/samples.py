@@ -13,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_cli.assembly import Stages
+from diffusion_cli.codecs import Codec
 from diffusion_cli.conditioning import trimmed
 from diffusion_cli.data import Pictures
 from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.devices import Compute
+from diffusion_cli.evaluation.reconstruction import errors
 from diffusion_cli.features import Extractor
 from diffusion_cli.guidance import Guidance
 from diffusion_cli.objectives.captions import encoded
+from diffusion_cli.objectives.denoising import gather
 from diffusion_cli.randomness import Source
 from diffusion_cli.samplers import Sampler, last
 from diffusion_cli.walking import walk
@@ -129,6 +132,21 @@ def counted(denoiser: nn.Module, helper: nn.Module | None) -> Iterator[Calls]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def rows_of_reconstructions(
+    codec: Codec, pictures: Pictures, look: Look, compute: Compute, ids: Tensor
+) -> Mapping[str, Tensor]:
+    """What an autoencoder gives back of the pictures of these numbers, by the mean of their latents: its errors, and all that
+    is kept of it; real_...: the same of the pictures themselves."""
+    images = gather(pictures, ids).to(compute.device)  # [B, C, H, W]
+    x = to_float(images)
+    with torch.no_grad(), compute.precision():
+        y = codec.decode(codec.encode(x)).clamp(-1, 1)
+    columns = {name: values.cpu() for name, values in errors(x, y).items()} | look.columns(to_uint8(y))
+    if pictures.labels is not None:
+        columns["labels"] = pictures.labels[ids]
+    return columns | {f"real_{name}": values for name, values in look.columns(images).items()}
 
 
 def rows_of_samples(samples: Samples, look: Look, ids: Tensor) -> Mapping[str, Tensor]:

@@ -20,7 +20,7 @@ class Word:
     higher: bool = False
 
 
-OF_PICTURES = ("denoising", "bound", "bits")  # of the network itself, on pictures of the data set
+OF_PICTURES = ("denoising", "bound", "bits", "reconstruction")  # of the network itself, on pictures of the data set
 OF_SAMPLES = {
     "fid": Word(library=True),
     "kid": Word(library=True),
@@ -41,6 +41,11 @@ def name_of(metric: str, features: str | None, n: int) -> str:
     """The figure of a metric of n samples. features: their name; a Frechet distance is only an FID in those of Inception."""
     word = "fd" if metric == "fid" and features != "inception" else metric
     return f"{features if OF_SAMPLES[metric].features else 'pixels'}_{word}_{n}"
+
+
+def name_back(figure: str) -> str:
+    """The same figure of reconstructions."""
+    return f"reconstruction_{figure}"
 
 
 def higher_is_better(figure: str) -> bool:

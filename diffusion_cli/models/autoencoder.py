@@ -73,6 +73,11 @@ class Autoencoder(nn.Module, ABC):
     def figures(self, told: Tensor) -> dict[str, Tensor]:
         """Figures of the bottleneck, from the mean [K] of what it told of many pictures."""
 
+    @property
+    @abstractmethod
+    def last(self) -> Tensor:
+        """The weights of the decoder's last layer, where the losses of two players are weighed against each other."""
+
     def observe(self, z: Tensor, source: Source) -> None:
         """Called once for a training batch, after `forward`: for what is learned without a gradient."""
 
@@ -132,6 +137,10 @@ class AutoencoderKL(Autoencoder):
 
     def figures(self, told: Tensor) -> dict[str, Tensor]:
         return {"kl_bits_per_latent": told[0]}
+
+    @property
+    def last(self) -> Tensor:
+        return _last(self.peer)
 
 
 class AutoencoderVQ(Autoencoder):
@@ -195,6 +204,15 @@ class AutoencoderVQ(Autoencoder):
 
     def observe(self, z: Tensor, source: Source) -> None:
         self.codebook.update(z, source)
+
+    @property
+    def last(self) -> Tensor:
+        return _last(self.peer)
+
+
+def _last(peer: Any) -> Tensor:
+    weights: Tensor = peer.decoder.conv_out.weight
+    return weights
 
 
 def kl(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
     L = norm(y - x) + penalty,   (y, penalty) = autoencoder(x)        models/autoencoder.py says the penalty
 
-Rombach et al. 2022, "High-resolution image synthesis with latent diffusion models", section 3.1, without its perceptual and its
-adversarial loss: the one needs weights of a trained network, the other a second player. What is told apart by eye but not
-by a pixelwise norm, fine texture above all, is therefore blurred.
+Rombach et al. 2022, "High-resolution image synthesis with latent diffusion models", section 3.1, without its perceptual loss,
+which needs weights of a trained network. What is told apart by eye but not by a pixelwise norm, fine texture above all, is
+blurred; a critic beside it (objective/critic=patch, losses/critic.py) makes it sharper, and each pixel less exact.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,8 +17,9 @@ from diffusion_cli import drawing
 from diffusion_cli.codecs import Latent
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.data.pixels import to_float, to_uint8
-from diffusion_cli.evaluation.reconstruction import psnr, ssim
-from diffusion_cli.losses import MAE, Norm
+from diffusion_cli.evaluation.reconstruction import errors
+from diffusion_cli.losses import MAE, Norm, PatchCritic
+from diffusion_cli.losses.critic import duel, moves
 from diffusion_cli.models.autoencoder import Passed
 from diffusion_cli.objectives.denoising import gather
 from diffusion_cli.objectives.objective import Objective, Tally
@@ -28,15 +29,19 @@ MEASURED = 2048  # training pictures that the mean and spread of latents are tak
 
 
 class Autoencoding(Objective):
-    """An autoencoder, with the scale of its latents, and the norm of what it gets wrong."""
+    """An autoencoder, with the scale of its latents, the norm of what it gets wrong, and the critic that it is to deceive."""
 
     shown = "reconstructions"
     example = "diffusion-report {run}"
 
-    def __init__(self, autoencoder: Latent, norm: Norm = MAE()):  # noqa: B008 (frozen)
+    def __init__(self, autoencoder: Latent, norm: Norm = MAE(), critic: PatchCritic | None = None):  # noqa: B008 (frozen)
         super().__init__()
         self.autoencoder = autoencoder
         self.norm = norm
+        self.rules = critic
+        if critic is not None:
+            self.critic = critic.make(autoencoder.network.channels, autoencoder.network.image_size)
+            self.coupled = True  # lambda is of the whole batch
 
     @property
     def network(self) -> nn.Module:
@@ -44,7 +49,9 @@ class Autoencoding(Objective):
 
     def loss(self, batch: Batch, source: Source) -> tuple[Tensor, Mapping[str, Tally]]:
         network = self.autoencoder.network
-        passed = network(batch.x, source.normal("latents", self._latent()))
+        duels = self.rules is not None and self.rules.plays(source.step)
+        there_and_back = network.forward if duels else network  # compiled, its last layer could not be asked alone for lambda
+        passed: Passed = there_and_back(batch.x, source.normal("latents", self._latent()))
         if self.training:
             network.observe(passed.z, source)
         error = self.norm(passed.y, batch.x)  # [B]
@@ -52,7 +59,12 @@ class Autoencoding(Objective):
         tallies = {name: Tally(value, one) for name, value in network.figures(passed.told.mean(0)).items()}
         tallies["reconstruction"] = Tally(error.detach().mean(), one)
         tallies["penalty"] = Tally(passed.penalty.detach().mean(), one)
-        return error + passed.penalty, tallies
+        loss = error + passed.penalty
+        if self.rules is not None and duels:
+            found = duel(self.critic, batch.x, passed.y, error, network.last)
+            loss = loss + moves(found.critic) + self.rules.weight * found.balance * moves(found.adversarial)
+            tallies |= {name: Tally(value.detach().mean(), one) for name, value in found._asdict().items()}
+        return loss, tallies
 
     def figure_names(self, tally: str) -> list[str]:
         return []
@@ -82,15 +94,12 @@ class Autoencoding(Objective):
         Reconstructions are of the mean of the latents and kept within [-1, 1].
         """
         network, count = self.autoencoder.network, min(len(pictures), len(source.slots))
-        sums = {name: torch.zeros((), device=source.slots.device) for name in ("psnr", "ssim", "mae", "mse")}
+        sums: dict[str, Tensor] = {}
         told: Tensor | None = None
         for x in _floats(pictures, count, batch, source.slots.device):
             passed = self._there_and_back(x)
-            y = passed.y.clamp(-1, 1)
-            for name, value in (("psnr", psnr(x, y)), ("ssim", ssim(x, y))):
-                sums[name] += value.sum()
-            for name, error in (("mae", (x - y).abs()), ("mse", (x - y).square())):
-                sums[name] += error.flatten(1).mean(1).sum()
+            for name, value in errors(x, passed.y.clamp(-1, 1)).items():
+                sums[name] = sums.get(name, 0) + value.sum()
             told = passed.told.sum(0) + (0 if told is None else told)  # [K]
         assert told is not None
         bottleneck = network.figures(told / count)
