@@ -17,7 +17,7 @@ Told nothing, it trains on bundled handwritten digits, on a CPU, for about a min
 
 GROUPS = (
     "experiment", "dataset", "schedule", "prediction", "loss", "model", "optimizer", "ema", "sampler", "guidance", "objective",
-    "codec", "texts", "adapter", "features", "sweep", "hydra/launcher", "hydra/sweeper",
+    "codec", "texts", "adapter", "features", "distributed", "sweep", "hydra/launcher", "hydra/sweeper",
 )  # fmt: skip
 
 EXAMPLES = (
@@ -75,7 +75,7 @@ def _train(node: dict[str, Any], words: list[str]) -> dict[str, float]:
 def _name(choices: Mapping[str, Any], words: list[str], init: str | None) -> str:
     """The experiment or data set, the options that were asked for by name, and what it begins from."""
     first = choices.get("experiment") or choices["dataset"]
-    silent = {"experiment", "dataset", "sampler", "guidance", "features", "sweep", "codec", "texts"}
+    silent = {"experiment", "dataset", "sampler", "guidance", "features", "sweep", "codec", "texts", "distributed"}
     asked = [word.partition("=") for word in words]
     groups = [value for key, _, value in asked if key in choices and key.partition("/")[0] not in silent and value != "null"]
     place = "" if init is None else re.sub(r"@.*|[^\w.+-]", "", Path(str(init)).name)
