@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -187,7 +188,9 @@ class Several(Group):
     def share(self, objective: Objective) -> None:
         self.steps = 0
         # what a loss changes besides gradients is made of the whole batch (collectives.py), so buffers are the same already
-        self.objective: Any = nn.parallel.DistributedDataParallel(_Loss(objective), broadcast_buffers=False)
+        with warnings.catch_warnings():  # torch 2.13 renames an argument
+            warnings.simplefilter("ignore", FutureWarning)
+            self.objective: Any = nn.parallel.DistributedDataParallel(_Loss(objective), broadcast_buffers=False)
 
     def apart(self, last: bool) -> AbstractContextManager[object]:
         return nullcontext() if last and not self.cautious else self.objective.no_sync()
