@@ -82,14 +82,18 @@ def mapped(path: Path, shape: tuple[int, ...], dtype: str) -> Iterator[Any]:
     """An array file that the block fills row by row; it gets its name, synced, when the block ends without an error."""
     import numpy as np
 
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     size = math.prod(shape) * np.dtype(dtype).itemsize
     with named("write", path, size):
         rows = np.lib.format.open_memmap(temporary, "w+", dtype, shape)
         if hasattr(os, "posix_fallocate"):  # a full disk is an error now, and not a dead process at a write to memory
             with temporary.open("rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-    yield rows
+    try:
+        yield rows
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     with named("write", path, size), temporary.open("rb+") as file:
         rows.flush()
         watch("sync", temporary)

@@ -11,7 +11,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from diffusion_cli.guard import Diverged, Guard
 from diffusion_cli.objectives import Objective, Tally
 from diffusion_cli.optimizers import Optimizer
 from diffusion_cli.parts import Parts
+from diffusion_cli.progress import Progress
 from diffusion_cli.randomness import Source, word_of
 from diffusion_cli.runs import Run, say
 from diffusion_cli.settings import Trainer as Settings
@@ -37,20 +37,6 @@ from diffusion_cli.signals import StopRequest, listening
 
 # the averaged weights -> figures of what they make, or None where a signal came first
 Measure = Callable[[Any, StopRequest], Mapping[str, float] | None]
-
-
-@dataclass
-class Progress:
-    """What is counted: steps made, seconds of work, sums since the last report. owed: what is due at this step, in order."""
-
-    step: int = 0
-    seconds: float = 0.0  # of training, over all attempts
-    owed: list[str] = field(default_factory=list)
-    tallies: dict[str, Tally] = field(default_factory=dict)
-
-    def add(self, name: str, tally: Tally) -> None:
-        old = self.tallies.get(name)
-        self.tallies[name] = tally if old is None else Tally(old.sums + tally.sums, old.counts + tally.counts)
 
 
 class Trainer:
@@ -74,8 +60,8 @@ class Trainer:
         self.group = group or Group()
         self.objective = objective.to(compute.device)
         self.shadow = copy.deepcopy(self.objective).eval().requires_grad_(False)  # the average: never swapped into the other
-        with self.group.in_turn():  # after the copy, which asks of pictures that it is given
-            self.objective.meet(batches.pictures, compute.device)
+        # after the copy, which is asked about pictures that it is given
+        self.objective.meet(batches.pictures, compute.device, batches.flip)
         self.group.share(self.objective)
         self.batches, self.held_out, self.run, self.settings = batches, held_out, run, settings
         self.compute, self.seed, self.config = compute, seed, config
@@ -237,7 +223,7 @@ class Trainer:
         """Reads the sums since the last report, and only now waits for the device."""
         progress = self.progress
         values: dict[str, float] = {}
-        self.merge()
+        self.progress.merge(self.group.total)
         for name, tally in progress.tallies.items():
             means = (tally.sums / tally.counts).tolist()
             if isinstance(means, list):
@@ -262,12 +248,6 @@ class Trainer:
         if not quiet:
             say(f"step {progress.step:>7,}  {line}")
         return {name: values[name] for name in ("train/loss", "speed/images_per_second") if name in values}
-
-    def merge(self) -> None:
-        """Sums of all processes since the last report."""
-        names = list(self.progress.tallies)
-        sums = iter(self.group.total([tensor for tally in self.progress.tallies.values() for tensor in tally]))
-        self.progress.tallies = {name: Tally(next(sums), next(sums)) for name in names}
 
     def make_up(self, stop: StopRequest) -> dict[str, float]:
         """Makes what is owed and returns its figures. A signal breaks it off, and what is left is owed to the next attempt.
@@ -326,7 +306,7 @@ class Trainer:
         for name, parameter in self.objective.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 optimizer[f"{name}/{key}"] = value
-        self.merge()
+        self.progress.merge(self.group.total)
         trainer = {
             f"{name}/{part}": value for name, tally in self.progress.tallies.items() for part, value in tally._asdict().items()
         }
@@ -335,8 +315,8 @@ class Trainer:
         groups = {"weights": weights, "average": average, "optimizer": optimizer, "trainer": trainer}
         if broken := [name for name, group in groups.items() if not all(map(_finite, group.values()))]:
             raise Diverged(f"{' and '.join(broken)} are not finite at step {self.progress.step:,}, and not saved")
-        self.keep_sums()
         if not self.group.me.first:
+            self.progress.leave()
             return
         checkpoint.save(
             self.run.checkpoints,
@@ -360,12 +340,6 @@ class Trainer:
         checkpoint.tidy(self.run.checkpoints, self.settings.keep, self.best.step)
         self.run.status("running", self.progress.step, total=self.settings.end)
 
-    def keep_sums(self) -> None:
-        """What was merged is kept by the first process alone."""
-        for tally in self.progress.tallies.values() if not self.group.me.first else ():
-            for tensor in tally:
-                tensor.zero_()
-
     def restore(self, start: Checkpoint) -> None:
         """Goes on from a checkpoint. Raises StorageError where it is of another network."""
         try:
@@ -383,7 +357,8 @@ class Trainer:
         self.progress.tallies.clear()
         for name in dict.fromkeys(key.rpartition("/")[0] for key in sums):
             self.progress.tallies[name] = Tally(*(sums[f"{name}/{part}"].to(self.compute.device) for part in Tally._fields))
-        self.keep_sums()
+        if not self.group.me.first:
+            self.progress.leave()
         self.scaler.load_state_dict(start.state["scaler"])
         self.progress.step, self.progress.seconds = start.state["step"], start.state["seconds"]
         self.best = Best.of_state(self.settings.best, start.state)
@@ -393,6 +368,8 @@ class Trainer:
         self.parts.count = self.settings.accumulate if self.parts.batch % count else count
         if self.group.me.first:
             checkpoint.point(self.run.checkpoints, None if self.best.step is None else self.best.state())
+            if checkpoint.folders(self.run.checkpoints)[:1] == [start.folder]:  # a kill may have come before the old ones went
+                checkpoint.tidy(self.run.checkpoints, self.settings.keep, self.best.step)
         self.reported = (start.state["reported"][0], start.state["reported"][1])
 
 

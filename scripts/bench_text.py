@@ -43,7 +43,7 @@ def training(found: Trained, pictures: Pictures, cache: bool, device: torch.devi
     """One step of the run's own training."""
     node = {**found.config["config"], "objective": {**found.config["config"]["objective"], "cache": cache}}
     objective = objective_of(node, found.config["facts"], stages=stages_of(found)).to(device)
-    objective.meet(pictures, device)
+    objective.meet(pictures, device, node["dataset"]["flip"])
     optimizer = build(node["optimizer"], Optimizer, "optimizer").make(objective.parameters())
     batches = Batches(pictures, BATCH, 0, node["dataset"]["flip"], device).starting_at(0)
     slots, steps = torch.arange(BATCH, device=device), count()

@@ -53,7 +53,9 @@ MUTATIONS = (
     ),
     Mutation(
         "old deleted first", "trainer.py", "        checkpoint.save(\n",
-        "        checkpoint.tidy(self.run.checkpoints, self.settings.keep - 1, self.best.step)\n        checkpoint.save(\n",
+        "        for old in checkpoint.folders(self.run.checkpoints)[self.settings.keep - 1 :]:\n"
+        "            storage.remove(old)\n"
+        "        checkpoint.save(\n",
         "tests/test_resume.py -k some_operations",
     ),
     Mutation(

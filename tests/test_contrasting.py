@@ -65,7 +65,7 @@ def test_the_loss_in_closed_form() -> None:
 def test_the_loss_is_that_of_transformers() -> None:
     objective = made().eval()
     whole = Pictures(pictures().images, texts=("a red square", "a blue square", "nothing", "at all"))
-    objective.meet(whole, torch.device("cpu"))
+    objective.meet(whole, torch.device("cpu"), False)
     loss, tallies = objective.loss(batch(), Source(0, torch.arange(4)))
     assert objective.tokens is not None
     theirs = objective.clip.model(
@@ -89,14 +89,14 @@ def test_the_same_caption_is_no_negative() -> None:
         columns = torch.logsumexp(logits[kept, i], 0) - logits[i, i]
         assert abs(float(found[i] - (rows + columns) / 2)) < 1e-12
     objective = made()
-    objective.meet(pictures(), torch.device("cpu"))
+    objective.meet(pictures(), torch.device("cpu"), False)
     assert objective.caption is not None and objective.caption[0] == objective.caption[2], "but for capitals the same"
     assert len(objective.caption.unique()) == 3
 
 
 def test_the_temperature_is_clamped_and_can_come_back() -> None:
     objective = made("objective.sharpest=10")
-    objective.meet(pictures(), torch.device("cpu"))
+    objective.meet(pictures(), torch.device("cpu"), False)
     assert objective.clip.logit_scale.exp() > 10
     loss, tallies = objective.loss(batch(), Source(0, torch.arange(4)))
     loss.mean().backward()
@@ -119,7 +119,7 @@ def test_pictures_are_moved_by_whole_pixels() -> None:
 
 def test_cosines_are_not_rounded_by_autocast() -> None:
     objective = made().eval()
-    objective.meet(pictures(), torch.device("cpu"))
+    objective.meet(pictures(), torch.device("cpu"), False)
     u, v = (torch.nn.functional.normalize(torch.randn(4, 16), dim=1) for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = objective.loss(batch(), Source(0, torch.arange(4)))

@@ -286,7 +286,7 @@ def named(fault: tuple[int | None, bool]) -> str:
 
 @pytest.mark.parametrize("fault", FAULTS[:3], ids=named)
 def test_stopped_at_some_operations_of_a_run(fault: tuple[int | None, bool], short: tuple[Path, int], tmp_path: Path) -> None:
-    for k in range(FAULTS.index(fault) * 5 + 1, short[1] + 1, 23):
+    for k in range(FAULTS.index(fault) * 10 + 7, short[1] + 1, 31):
         struck(tmp_path / f"{k}", k, *fault)
         ends_as(train(tmp_path / f"{k}", *SHORT), short[0])
 

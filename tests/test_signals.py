@@ -109,7 +109,7 @@ def stops_and_goes_on(point: str, number: int, whole: Path, outputs: Path) -> No
     assert_equal(train(outputs, *WORDS), whole)
 
 
-@pytest.mark.parametrize("point", ["import", "data", "save", "preview", "last save"])
+@pytest.mark.parametrize("point", ["data", "save", "preview"])
 def test_a_signal_at_some_points(point: str, whole: Path, tmp_path: Path) -> None:
     stops_and_goes_on(point, NUMBERS[list(POINTS).index(point) % 4], whole, tmp_path)
 

@@ -1,5 +1,6 @@
 """Latents and texts: frozen parts that the run carries, and all that works on pixels and labels working on them."""
 
+import errno
 import json
 import shutil
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from captioned import written
 from PIL import Image
 from tiny import compose, hashes, stopped, train, words
 
-from diffusion_cli import config
+from diffusion_cli import config, storage
 from diffusion_cli.conditioning import padding
 from diffusion_cli.errors import ConfigError, StorageError
 from diffusion_cli.evaluation.run import evaluate
@@ -20,6 +21,7 @@ from diffusion_cli.exporting.run import export
 from diffusion_cli.finding import find, load_denoiser
 from diffusion_cli.guidance import CFG
 from diffusion_cli.objectives.denoising import Denoising
+from diffusion_cli.objectives.kept import kept
 from diffusion_cli.randomness import Source
 from diffusion_cli.runs import cache_home
 from diffusion_cli.sampling import sample
@@ -111,7 +113,7 @@ def test_what_is_kept_is_what_would_be_made(place: Place) -> None:
         with torch.no_grad():
             for p in objective.parameters():
                 p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-        objective.eval().meet(pictures, torch.device("cpu"))
+        objective.eval().meet(pictures, torch.device("cpu"), True)
         batch = next(Batches(pictures, 16, 0, flip=True).starting_at(3))
         assert batch.mirrored is not None and 0 < batch.mirrored.sum() < 16
         losses.append(objective.loss(batch, Source(0, torch.arange(16), 3))[0])
@@ -129,10 +131,43 @@ def test_another_encoder_reads_nothing_that_was_kept(place: Place) -> None:
     assert kept.shape == (64, 2, 8, 8) and np.isfinite(kept).all()
 
 
+def test_what_was_cut_short_leaves_nothing(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a file that would be read nor one that takes room; then a full disk is one line with the way out."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def broken(ids: torch.Tensor) -> torch.Tensor:
+        if ids[0] > 0:
+            raise KeyboardInterrupt
+        return torch.ones(len(ids), 3)
+
+    with pytest.raises(KeyboardInterrupt):
+        kept("latents", ("a",), (200, 3), broken, torch.device("cpu"))
+    assert list((tmp_path / "diffusion-cli" / "latents").iterdir()) == []
+    rows = kept("latents", ("a",), (200, 3), lambda ids: ids[:, None].float().expand(-1, 3), torch.device("cpu"))
+    assert rows(torch.tensor([199, 0])).tolist() == [[199.0] * 3, [0.0] * 3]
+    again = kept("latents", ("a",), (200, 3), broken, torch.device("cpu"))
+    assert again(torch.tensor([7])).tolist() == [[7.0] * 3], "read, not made"
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(storage, "watch", lambda operation, path: (_ for _ in ()).throw(full) if operation == "write" else None)
+    with pytest.raises(StorageError, match=r"No space left.*MB needed.*objective\.cache=false") as caught:
+        kept("latents", ("b",), (200, 3), broken, torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(place: Place) -> None:
     stopped(place.outputs, 3, *place.words, name="stopped")
     train(place.outputs, *place.words, name="stopped")
     assert hashes(place.outputs / "stopped") == hashes(place.outputs / "run")
+
+
+@pytest.mark.parametrize("model", ["dit", "mmdit"])
+def test_other_networks_read_texts_in_latents(place: Place, tmp_path: Path, model: str) -> None:
+    own = (f"model={model}", "model.patch_size=2", "model.width=16", "model.heads=2", "model.depth=2")
+    run = train(
+        place.outputs, *(word for word in place.words if not word.startswith("model")), *place.common[4:], *own, name=model
+    )
+    found = pixels(asked(run, tmp_path / "out", PROMPTS, "guidance=cfg"))
+    assert found.shape == (4, 16, 16, 3) and found.std() > 0
 
 
 # -- the frozen parts --------------------------------------------------------------------------------------------------

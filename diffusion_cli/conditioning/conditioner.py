@@ -58,10 +58,6 @@ class Conditioner(nn.Module, ABC):
         """[L, D]: the tokens of the empty text."""
         return self.encode([""])[0]
 
-    def longest(self, texts: Sequence[str]) -> int:
-        """Tokens of the longest of them, beyond which there is only padding."""
-        return int(self.tokenised(texts).mask.sum(1).max()) if self.masked else self.length
-
 
 def trimmed(tokens: Tensor) -> Tensor:
     """[B, L, D] -> [B, L', D]: without the places that are padding in every text; one stays."""

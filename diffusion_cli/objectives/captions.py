@@ -21,8 +21,9 @@ class Captions:
         numbers: dict[str, int] = {}
         self.number = torch.tensor([numbers.setdefault(text, len(numbers)) for text in whole], device=device)  # [N]
         self.different, self.texts = list(numbers), texts
-        self.length = texts.longest(self.different)  # beyond it there is only padding
-        cut = sum(map(bool, texts.tokenised(self.different).dropped))
+        tokens = texts.tokenised(self.different)
+        self.length = int(tokens.mask.sum(1).max()) if texts.masked else texts.length  # beyond it there is only padding
+        cut = sum(map(bool, tokens.dropped))
         if cut:
             say(f"{cut:,} captions are longer than {texts.length} tokens: what is beyond is not read")
         key = (texts.digest, str(texts.masked), *self.different)

@@ -57,7 +57,7 @@ class Contrasting(Objective):
     def network(self) -> nn.Module:
         return self.clip
 
-    def meet(self, pictures: Pictures, device: torch.device) -> None:
+    def meet(self, pictures: Pictures, device: torch.device, flip: bool) -> None:
         tokens = self._tokens(captions(pictures))  # [N, L]
         self.caption = torch.unique(tokens, dim=0, return_inverse=True)[1].to(device)
         self.tokens = tokens.int().to(device)

@@ -96,13 +96,13 @@ class Denoising(Objective):
     def network(self) -> nn.Module:
         return self.denoiser.network
 
-    def meet(self, pictures: Pictures, device: torch.device) -> None:
+    def meet(self, pictures: Pictures, device: torch.device, flip: bool) -> None:
         self.codec.to(device)
         if self.texts is not None:
             self._captions = Captions(pictures, self.texts.to(device), self.cache, device)
         if self.cache and self.codec.digest:
             key, count = (self.codec.digest, pictures.fingerprint), len(pictures)
-            shape = (2 * count, *self.codec.shape(*pictures.images.shape[1:3]))
+            shape = (count * (2 if flip else 1), *self.codec.shape(*pictures.images.shape[1:3]))
 
             def make(ids: Tensor) -> Tensor:
                 x = to_float(gather(pictures, ids % count)).to(device)  # [B, C, H, W]

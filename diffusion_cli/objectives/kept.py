@@ -4,8 +4,12 @@ They lie in the user's cache, in a file that is named by all that they depend on
 made is never read; mapped into memory, so a set may be larger than that; and on the device where they fit.
 """
 
+import fcntl
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,25 +34,43 @@ def kept(kind: str, key: tuple[str, ...], shape: tuple[int, ...], make: Rows, de
     if rows is None:
         try:
             storage.make_folder(path.parent)
-            with storage.mapped(path, shape, "<f4") as fresh:
-                numbers = torch.arange(shape[0], device=device).split(CHUNK)
-                for ids in tqdm(numbers, unit=f"x{CHUNK} {kind}", disable=None, leave=False):
-                    fresh[ids.cpu().numpy()] = make(ids).cpu().numpy()
+            with _alone(path.parent):
+                rows = _read(path, shape)  # of a process that came before
+                rows = _made(path, shape, make, device) if rows is None else rows
         except StorageError as error:
             raise StorageError(f"{error}; objective.cache=false keeps no {kind}") from None
-        rows = _read(path, shape)
-        assert rows is not None
-        say(f"{kind} of {shape[0]:,} kept: {path} ({rows.nbytes / 1e6:,.0f} MB)")
     if device.type == "cuda" and rows.nbytes <= torch.cuda.mem_get_info(device)[0] / 4:
         there = torch.from_numpy(np.array(rows)).to(device)
         return lambda ids: there[ids]
     return lambda ids: torch.from_numpy(rows[ids.cpu().numpy()]).to(ids.device)
 
 
-def _read(path: object, shape: tuple[int, ...]) -> np.ndarray | None:
+def _made(path: Path, shape: tuple[int, ...], make: Rows, device: torch.device) -> np.ndarray:
+    with storage.mapped(path, shape, "<f4") as fresh:
+        for ids in tqdm(torch.arange(shape[0], device=device).split(CHUNK), unit="chunk", disable=None, leave=False):
+            fresh[ids.cpu().numpy()] = make(ids).cpu().numpy()
+    rows = _read(path, shape)
+    assert rows is not None
+    say(f"{path.parent.name} of {shape[0]:,} kept: {path} ({rows.nbytes / 1e6:,.0f} MB)")
+    return rows
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time; the others wait for what it makes. The lock goes with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems lock no folders: then each makes the same rows
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The mapped rows; None where there is no such file, or not of these rows."""
     try:
-        rows: np.ndarray = np.load(str(path), mmap_mode="r", allow_pickle=False)
+        rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return rows if rows.shape == shape and rows.dtype == np.float32 else None

@@ -42,9 +42,9 @@ class Objective(nn.Module):
     example = "diffusion-sample ckpt={run} n=64 seed=1"  # what to do with the run when it is trained
     coupled = False  # whether the loss of a picture depends on the others of its batch
 
-    def meet(self, pictures: Pictures, device: torch.device) -> None:
-        """Told once, before the first step, which pictures `Batch.ids` are numbers of: what it looks up by them stays on the
-        device. Raises DataError where they lack what it needs."""
+    def meet(self, pictures: Pictures, device: torch.device, flip: bool) -> None:
+        """Told once, before the first step, which pictures `Batch.ids` are numbers of, and whether some come mirrored: what it
+        looks up by them stays on the device. Raises DataError where they lack what it needs."""
 
     @property
     @abstractmethod

@@ -68,7 +68,7 @@ def kind_of(index: Mapping[str, Any], said: str) -> Kind:
         raise ConfigError(f"{said} is a {name}, which is not read here: {did_you_mean(name, list(_KINDS))}")
     kind = _KINDS[name]
     wanted = [*([kind.codec] if kind.codec else []), *([ENCODER, TOKENIZER] if kind.texts else [])]
-    lacking = [part for part in wanted if not (index.get(part) or [None])[0]]
+    lacking = [part for part in wanted if not isinstance(index.get(part), list) or index[part][:1] in ([], [None])]
     if lacking:
         raise ConfigError(f"{said} is a {name} without its {' and '.join(lacking)}: {files.INDEX} names none")
     parts = (*NETWORKS, *CODECS, SCHEDULER, ENCODER, TOKENIZER)
@@ -120,12 +120,7 @@ def _read(folder: Path, index: Mapping[str, Any], kind: Kind, said: str, home: P
         digests.append(codec.digest)
     elif net.channels not in (1, 3):
         raise ConfigError(f"{said}: its network knows {net.channels} channels, and grey and RGB pictures are made here")
-    texts = None if kind.texts is None else texts_of(folder, kind.texts, said)
-    if texts is None and net.text_width:
-        raise ConfigError(f"{said}: its network reads texts, and this kind of pipeline has none")
-    if texts is not None and texts.width != net.text_width:
-        reads = f"tokens of width {net.text_width}" if net.text_width else "no texts"
-        raise ConfigError(f"{said}: its network reads {reads}, and its texts have {texts.width}")
+    texts = _texts(folder, kind, net, said)
     if texts is not None:
         facts["texts"] = {"digest": texts.digest, "width": texts.width, "length": texts.length}
         nodes["texts"] = texts.node
@@ -137,6 +132,19 @@ def _read(folder: Path, index: Mapping[str, Any], kind: Kind, said: str, home: P
         return {f"denoiser.network.{key}": value for key, value in found.items()} | null
 
     return Pretrained(folder, home, said, files.joined(digests), {"config": nodes, "facts": facts}, tensors)
+
+
+def _texts(folder: Path, kind: Kind, net: Net, said: str) -> Texts | None:
+    """The encoder of the texts that the network reads. Raises UserError where the two do not fit."""
+    if kind.texts is None:
+        if net.text_width:
+            raise ConfigError(f"{said}: its network reads texts, and this kind of pipeline has none")
+        return None
+    texts = texts_of(folder, kind.texts, said)
+    if texts.width != net.text_width:
+        reads = f"tokens of width {net.text_width}" if net.text_width else "no texts"
+        raise ConfigError(f"{said}: its network reads {reads}, and its texts have {texts.width}")
+    return texts
 
 
 def _of_latents(facts: Facts, net: Net, codec: Pretrained, said: str) -> Facts:
