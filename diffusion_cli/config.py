@@ -338,7 +338,10 @@ def _pairs(node: Mapping[str, Any]) -> list[str]:
         wrong.append(
             f"trainer.batch is {trainer['batch']} and trainer.accumulate {trainer['accumulate']}: the batch must be a multiple"
         )
-    world, parts = max(process().world, node["distributed"]["processes"] or 1), trainer["accumulate"]
+    several = node["distributed"]["processes"]
+    if several and process().world not in (1, several):
+        wrong.append(f"distributed.processes is {several}, and there are {process().world} already (WORLD_SIZE): leave it out")
+    world, parts = max(process().world, several or 1), trainer["accumulate"]
     if world > 1 and trainer["batch"] % (world * parts):
         each = f" in {parts} parts each" if parts > 1 else ""
         wrong.append(f"trainer.batch is {trainer['batch']}: {world} processes{each} share it equally, so it must be a multiple")

@@ -5,9 +5,9 @@
 Whatever decides over the way of a run (a step that is skipped, its end, a signal) is made of numbers that all of them have, so
 all go the same way. The first one evaluates and writes.
 
-A process that is gone or hangs leaves the others waiting in a collective. So each counts up a number in the store where they met,
-its pulse, and watches that of the next one; whoever ends early says why there. On such a word, or where a pulse stands still for
-`patience` seconds, a process ends at once, as after a kill: what was saved is whole.
+A process that is gone or hangs leaves the others waiting in a collective. So each counts up a number in the store where they
+met, its pulse, and watches that of the next one; whoever ends early says why there. On such a word, or where a pulse stands
+still for `patience` seconds, a process ends at once, as after a kill: what was saved is whole.
 """
 
 import json
@@ -281,4 +281,4 @@ def _is_broken(error: BaseException | None) -> bool:
     """Whether a collective found another process gone, just now or before what came of it."""
     if error is None or isinstance(error, UserError):
         return False
-    return isinstance(error, RuntimeError) and bool(_BROKEN.search(str(error))) or _is_broken(error.__context__)
+    return (isinstance(error, RuntimeError) and bool(_BROKEN.search(str(error)))) or _is_broken(error.__context__)

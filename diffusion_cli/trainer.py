@@ -93,7 +93,9 @@ class Trainer:
         nothing_new = lambda: progress.step == first  # noqa: E731 (then a signal need not wait)
         with (
             listening(nothing_new) as stop,
-            tqdm(total=settings.end, initial=first, unit="step", disable=None, leave=False) as bar,
+            tqdm(
+                total=settings.end, initial=first, unit="step", disable=None if self.group.me.first else True, leave=False
+            ) as bar,
         ):
             while True:
                 began = time.perf_counter()

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffusion_cli import cli, config
+from diffusion_cli import cli, config, launching
 from diffusion_cli.errors import UserError
 from diffusion_cli.status import note_failure, status_of
 from diffusion_cli.sweeps.jobs import figure
@@ -67,9 +67,7 @@ def task(composed: DictConfig) -> float | None:
 
 def _train(node: dict[str, Any], words: list[str]) -> dict[str, float]:
     plan = config.planned(node, words)
-    from diffusion_cli.training import train  # torch, now that the config is known to be right
-
-    return train(plan)
+    return launching.start(plan)
 
 
 def _name(choices: Mapping[str, Any], words: list[str], init: str | None) -> str:

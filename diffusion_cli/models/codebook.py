@@ -67,7 +67,8 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, z: Tensor, source: Source) -> None:
-        """The averages after one more batch [B, c, h, w], of all processes; source: for the places of codes that are out of use."""
+        """The averages after one more batch [B, c, h, w] and those of other processes; source: for the places of codes that
+        are out of use."""
         if self.decay is None:
             return
         z, source = gathered(z), replace(source, slots=gathered(source.slots))
