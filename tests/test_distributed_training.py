@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from diffusion_cli import collectives, storage
@@ -24,7 +25,7 @@ from diffusion_cli.errors import UserError
 from diffusion_cli.trainer import Trainer
 
 TRAIN = str(Path(sys.executable).parent / "diffusion-train")
-QUICK = ("distributed.patience=3", "trainer.save_every=1", "trainer.keep=9")
+QUICK = ("trainer.save_every=1", "trainer.keep=9")
 
 
 def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
@@ -162,10 +163,16 @@ def test_two_are_one(one: Path, tmp_path: Path) -> None:
     assert "STORAGE 0" in said(tmp_path) and "STORAGE 1" not in said(tmp_path)
 
 
-def test_dropout_and_parts_and_importance(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "alone"),
+    [
+        (("model.dropout=0.3",), "trainer.accumulate=2"),
+        (("loss/times=importance", "loss.times.buckets=2", "loss.times.memory=2"), "trainer.accumulate=1"),
+    ],
+)
+def test_dropout_and_what_a_loss_remembers(words: tuple[str, ...], alone: str, tmp_path: Path) -> None:
     """Two processes draw dropout as one with two parts; a history of losses is that of the whole batch."""
-    words = ("model.dropout=0.3", "loss.times.buckets=2", "loss.times.memory=2", "loss/times=importance")
-    tiny.train(tmp_path, *words, "trainer.accumulate=2", name="one")
+    tiny.train(tmp_path, *words, alone, name="one")
     assert together(tmp_path, *words) == [0, 0], said(tmp_path)
     equal(tmp_path / "one", tmp_path / "run")
 
@@ -177,7 +184,7 @@ def test_parts_do_not_communicate(one: Path, tmp_path: Path) -> None:
         if trainer.progress.step == 0:
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-            def hook(state: Any, bucket: Any) -> Any:
+            def hook(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
                 print(f"BUCKET {trainer.progress.step} {bucket.index()}", flush=True)
                 return allreduce_hook(state, bucket)
 
@@ -269,7 +276,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(one: Path, tmp_path: Path, r
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_who_is_gone_or_hangs_is_named_and_nobody_waits(one: Path, tmp_path: Path, rank: int, number: int) -> None:
-    codes = together(tmp_path, *QUICK, at=at_step(2, rank, lambda: os.kill(os.getpid(), number)))
+    codes = together(tmp_path, *QUICK, "distributed.patience=4", at=at_step(2, rank, lambda: os.kill(os.getpid(), number)))
     assert (codes[1 - rank], codes[rank]) == (75, -signal.SIGKILL), said(tmp_path)
     told = re.findall(r"^diffusion-train: (.*)$", said(tmp_path), re.M)
     assert told == [f"rank {rank} of 2 is gone or hangs, at step 2: the same command goes on"]
