@@ -1,6 +1,7 @@
 """From the command line to a task and back to an exit code. Hydra composes; what it says of mistakes is said here in one line.
 
-Exit codes: 0 done, 1 a bug, 64 config, 65 data, 70 numbers, 71 memory, 74 files, 128 + n stopped by signal n (having saved).
+Exit codes: 0 done, 1 a bug, 64 config, 65 data, 70 numbers, 71 memory, 74 files, 75 another process of
+the run is gone, 128 + n stopped by signal n (having saved).
 """
 
 import os

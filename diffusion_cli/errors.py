@@ -41,6 +41,12 @@ class StorageError(UserError):
     code = 74
 
 
+class Lost(UserError):
+    """Another process of the same run is gone; nothing is wrong here."""
+
+    code = 75
+
+
 class Stopped(UserError):
     """A signal asked the run to stop; it saved first. `code` is 128 + the signal's number."""
 

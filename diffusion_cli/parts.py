@@ -19,10 +19,11 @@ Made = TypeVar("Made")
 
 
 class Parts:
-    """count: parts now; coupled: whether the loss of a picture depends on the others of its part."""
+    """count: parts now; batch: pictures of this process; coupled: whether the loss of a picture depends on the others of its
+    part; lacking: why memory was too small here -> here or in another process."""
 
-    def __init__(self, module: nn.Module, count: int, batch: int, coupled: bool):
-        self.module, self.count, self.batch, self.coupled = module, count, batch, coupled
+    def __init__(self, module: nn.Module, count: int, batch: int, coupled: bool, lacking: Callable[[str], str] = str):
+        self.module, self.count, self.batch, self.coupled, self.lacking = module, count, batch, coupled, lacking
         self._watched = list(module.buffers())
         for inside in module.modules():  # a codebook that is no part of the gradient lies beside its buffers
             if next(inside.buffers(recurse=False), None) is not None:
@@ -40,14 +41,18 @@ class Parts:
         self._before = {k: self._watched[k].detach().clone() for k in self._moving}
         count, reason = self.count, ""
         while True:
+            here = ""
             versions = [tensor._version for tensor in self._watched]
             try:
                 made = once(count)
-                break
             except Exception as error:
                 if not lacks_memory(error):
                     raise
-                reason = str(error).partition("\n")[0]
+                here = str(error).partition("\n")[0] or "MemoryError"
+            lacking = self.lacking(here)
+            if not lacking:
+                break
+            reason = lacking
             # outside the except, for what was raised holds the tensors of the attempt
             self.undo()
             self.module.zero_grad(set_to_none=True)

@@ -133,6 +133,29 @@ class Run:
         self._lock.close()
 
 
+class Onlooker(Run):
+    """The same folder for a process that is not the first: it reads, and writes nothing."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.checkpoints, self.samples = folder, folder / "checkpoints", folder / "samples"
+        self._board, self._board_works = None, False
+
+    def open_figures(self, step: int) -> None:
+        pass
+
+    def figures(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def status(self, state: str, step: int, **facts: Any) -> None:
+        pass
+
+    def write(self, name: str, data: bytes) -> Path:
+        return self.folder / name
+
+    def close(self) -> None:
+        pass
+
+
 def _quiet(told: Callable[[threading.ExceptHookArgs], object]) -> Callable[[threading.ExceptHookArgs], None]:
     """For threading.excepthook: TensorBoard's thread prints a traceback of an error that its next figure raises here too."""
 

@@ -216,8 +216,9 @@ class Plan:
 
 # what may change between two launches of the same run; all else is frozen
 _FREE = re.compile(
-    r"name|device|compile|precision|resume|preview|outputs|trust|(sampler|guidance)\b.*|dataset\.(path|workers|memory)"
-    r"|features\b.*|objective\.cache|trainer\.(steps|images|minutes|keep|preview|evaluate|metrics|metrics_n|best|patience|\w+_every)"
+    r"name|device|compile|precision|resume|preview|outputs|trust|(distributed|sampler|guidance)\b.*|objective\.cache"
+    r"|dataset\.(path|workers|memory)|features\b.*"
+    r"|trainer\.(steps|images|minutes|keep|preview|evaluate|metrics|metrics_n|best|patience|\w+_every)"
 )
 
 

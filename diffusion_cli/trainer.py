@@ -11,7 +11,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,13 +20,16 @@ from tqdm import tqdm
 from diffusion_cli import checkpoint, ema, storage
 from diffusion_cli.best import Best
 from diffusion_cli.checkpoint import Checkpoint
+from diffusion_cli.collectives import gathered
 from diffusion_cli.data import Batch, Batches, Pictures
 from diffusion_cli.devices import Compute
 from diffusion_cli.errors import ConfigError, NumericError, Stopped, StorageError, advising_on_memory
+from diffusion_cli.group import Group
 from diffusion_cli.guard import Diverged, Guard
 from diffusion_cli.objectives import Objective, Tally
 from diffusion_cli.optimizers import Optimizer
 from diffusion_cli.parts import Parts
+from diffusion_cli.progress import Progress
 from diffusion_cli.randomness import Source, word_of
 from diffusion_cli.runs import Run, say
 from diffusion_cli.settings import Trainer as Settings
@@ -35,20 +37,6 @@ from diffusion_cli.signals import StopRequest, listening
 
 # the averaged weights -> figures of what they make, or None where a signal came first
 Measure = Callable[[Any, StopRequest], Mapping[str, float] | None]
-
-
-@dataclass
-class Progress:
-    """What is counted: steps made, seconds of work, sums since the last report. owed: what is due at this step, in order."""
-
-    step: int = 0
-    seconds: float = 0.0  # of training, over all attempts
-    owed: list[str] = field(default_factory=list)
-    tallies: dict[str, Tally] = field(default_factory=dict)
-
-    def add(self, name: str, tally: Tally) -> None:
-        old = self.tallies.get(name)
-        self.tallies[name] = tally if old is None else Tally(old.sums + tally.sums, old.counts + tally.counts)
 
 
 class Trainer:
@@ -67,11 +55,14 @@ class Trainer:
         seed: int,
         config: Mapping[str, Any],
         measure: Measure | None = None,
+        group: Group | None = None,
     ):
+        self.group = group or Group()
         self.objective = objective.to(compute.device)
         self.shadow = copy.deepcopy(self.objective).eval().requires_grad_(False)  # the average: never swapped into the other
         # after the copy, which is asked about pictures that it is given
         self.objective.meet(batches.pictures, compute.device, batches.flip)
+        self.group.share(self.objective)
         self.batches, self.held_out, self.run, self.settings = batches, held_out, run, settings
         self.compute, self.seed, self.config = compute, seed, config
         self.recipe, self.average, self.measure = optimizer, average, measure
@@ -79,10 +70,11 @@ class Trainer:
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = optimizer.make(self.parameters)
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.scales_loss)
-        self.parts = Parts(self.objective, settings.accumulate, settings.batch, self.objective.coupled)
+        own = len(batches.slots)  # pictures of a batch that this process works off
+        self.parts = Parts(self.objective, settings.accumulate, own, self.objective.coupled, self.group.lacking)
         self.guard = Guard(self.parameters, self.scaler, self.parts.undo)
         self.progress = Progress()
-        self.source = Source(seed, torch.arange(settings.batch, device=compute.device))
+        self.source = Source(seed, batches.slots.to(compute.device))
         self.reported: tuple[int, float] = (0, 0.0)  # step and seconds at the last report
         self.fallen_back: str | None = None  # the digest of the checkpoint that the weights were last taken back to
 
@@ -95,17 +87,23 @@ class Trainer:
             self.restore(start)
         run, settings, progress = self.run, self.settings, self.progress
         run.status("running", progress.step, total=settings.end)
+        self.group.same("the step to begin from", progress.step)
         first, figures = progress.step, {}
         batches = self.batches.starting_at(first)
         nothing_new = lambda: progress.step == first  # noqa: E731 (then a signal need not wait)
         with (
             listening(nothing_new) as stop,
-            tqdm(total=settings.end, initial=first, unit="step", disable=None, leave=False) as bar,
+            tqdm(
+                total=settings.end, initial=first, unit="step", disable=None if self.group.me.first else True, leave=False
+            ) as bar,
         ):
             while True:
                 began = time.perf_counter()
                 try:
                     step, done = progress.step, self.done()
+                    if settings.minutes is not None:  # by the clock of the first process
+                        done = bool(self.group.decide(0, done)[1])
+                    self.group.step = step
                     fresh = step > first  # what stands at `first` was done before the interruption, but for what is owed
                     if fresh and (done or step % settings.report_every == 0):
                         figures |= self.report(bar, quiet=not done and bar.disable is False)
@@ -119,10 +117,12 @@ class Trainer:
                     if fresh and (done or _due(step, settings.preview_every)):
                         progress.owed.append("preview")
                     self.make_up(stop)
+                    words = self.group.decide(stop.number, done, better, bool(progress.owed))
+                    stop.number, (done, better, left) = words[0], map(bool, words[1:])
                     calm = not self.guard.suspects  # a checkpoint to go back to is none of a row of skipped steps
                     if fresh and (done or stop.number or better or (calm and _due(step, settings.save_every))):
                         self.save()
-                    elif better:  # what was owed at `first`, whose checkpoint is there
+                    elif better and self.group.me.first:  # what was owed at `first`, whose checkpoint is there
                         checkpoint.point(run.checkpoints, self.best.state())
                     if done or stop.number:
                         break
@@ -134,7 +134,8 @@ class Trainer:
                     self.fall_back(trouble)
                     first = bar.n = progress.step
                     batches = self.batches.starting_at(first)
-        if stop.number and (not done or progress.owed):
+        self.group.part()
+        if stop.number and (not done or left):
             saved = ", saved" if progress.step > first else ", nothing new to save"
             raise Stopped(f"stopped by {stop.name} at step {progress.step}{saved}: the same command goes on", stop.number)
         return figures
@@ -163,9 +164,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses, tallies = self.parts.work(lambda parts: self.gradients(batch, parts))
+        self.group.average(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf)
-        if self.guard.accepts(step, batch.ids, losses, norm):
+        if self.guard.accepts(step, gathered(batch.ids), gathered(losses), norm):
             for name, tally in [*tallies, ("gradient_norm", Tally(norm.detach(), torch.ones_like(norm)))]:
                 self.progress.add(name, tally)
             self.scaler.step(self.optimizer)
@@ -175,15 +177,18 @@ class Trainer:
         self.progress.step = step + 1
 
     def gradients(self, batch: Batch, parts: int) -> tuple[Tensor, list[tuple[str, Tally]]]:
-        """Adds up the gradient of a batch part by part: losses [B], and the tallies of each part."""
+        """Adds up the gradient of a batch part by part: losses [B], and the tallies of each part. It becomes that of all
+        processes with the last part."""
         size, losses, tallies = len(batch.x) // parts, list[Tensor](), list[tuple[str, Tally]]()
         for part in range(parts):
-            torch.manual_seed(word_of(self.seed, "dropout", self.progress.step, part))
+            place = self.group.me.rank * parts + part  # as one process alone would have it with more parts
+            torch.manual_seed(word_of(self.seed, "dropout", self.progress.step, place))
             here = slice(part * size, (part + 1) * size)
             source = Source(self.seed, self.source.slots[here], self.progress.step)
-            with self.compute.precision():
-                loss, found = self.objective.loss(batch.part(here), source)
-            self.scaler.scale(loss.mean() / parts).backward()
+            with self.group.apart(part == parts - 1):
+                with self.compute.precision():
+                    loss, found = self.group.loss(batch.part(here), source)
+                self.scaler.scale(loss.mean() / parts).backward()
             losses.append(loss.detach())
             tallies += [("loss", Tally(loss.detach().sum(), torch.full_like(loss[0].detach(), size))), *found.items()]
         return torch.cat(losses), tallies
@@ -195,6 +200,7 @@ class Trainer:
         """
         good = (one for one in checkpoint.good(self.run.checkpoints) if isinstance(one, Checkpoint))
         start = next((one for one in good if not one.state.get("guard", {}).get("suspects")), None)
+        self.group.same("the checkpoint to go back to", -1 if start is None else start.step)
         if start is None or start.digest == self.fallen_back:
             tried = "before the first checkpoint" if start is None else f"also after going back to step {start.step:,}"
             listed = ""
@@ -207,7 +213,7 @@ class Trainer:
             )
         say(f"{trouble}: going back to step {start.step:,}")
         for path in checkpoint.folders(self.run.checkpoints):
-            if path > start.folder:  # of the way that is not gone
+            if path > start.folder and self.group.me.first:  # of the way that is not gone
                 storage.remove(path)
         self.restore(start)
         self.run.open_figures(start.step)
@@ -219,6 +225,7 @@ class Trainer:
         """Reads the sums since the last report, and only now waits for the device."""
         progress = self.progress
         values: dict[str, float] = {}
+        self.progress.merge(self.group.total)
         for name, tally in progress.tallies.items():
             means = (tally.sums / tally.counts).tolist()
             if isinstance(means, list):
@@ -245,7 +252,10 @@ class Trainer:
         return {name: values[name] for name in ("train/loss", "speed/images_per_second") if name in values}
 
     def make_up(self, stop: StopRequest) -> dict[str, float]:
-        """Makes what is owed and returns its figures. A signal breaks it off, and what is left is owed to the next attempt."""
+        """Makes what is owed and returns its figures. A signal breaks it off, and what is left is owed to the next attempt.
+        Of several processes the first one does."""
+        if not self.group.me.first:
+            self.progress.owed.clear()
         makers = {"evaluate": self.evaluate, "watch": lambda: self.watch(stop), "preview": self.preview}
         owed, found = self.progress.owed, dict[str, float]()
         while owed and not stop.number:
@@ -298,6 +308,7 @@ class Trainer:
         for name, parameter in self.objective.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 optimizer[f"{name}/{key}"] = value
+        self.progress.merge(self.group.total)
         trainer = {
             f"{name}/{part}": value for name, tally in self.progress.tallies.items() for part, value in tally._asdict().items()
         }
@@ -306,6 +317,9 @@ class Trainer:
         groups = {"weights": weights, "average": average, "optimizer": optimizer, "trainer": trainer}
         if broken := [name for name, group in groups.items() if not all(map(_finite, group.values()))]:
             raise Diverged(f"{' and '.join(broken)} are not finite at step {self.progress.step:,}, and not saved")
+        if not self.group.me.first:
+            self.progress.leave()
+            return
         checkpoint.save(
             self.run.checkpoints,
             self.progress.step,
@@ -345,15 +359,19 @@ class Trainer:
         self.progress.tallies.clear()
         for name in dict.fromkeys(key.rpartition("/")[0] for key in sums):
             self.progress.tallies[name] = Tally(*(sums[f"{name}/{part}"].to(self.compute.device) for part in Tally._fields))
+        if not self.group.me.first:
+            self.progress.leave()
         self.scaler.load_state_dict(start.state["scaler"])
         self.progress.step, self.progress.seconds = start.state["step"], start.state["seconds"]
         self.best = Best.of_state(self.settings.best, start.state)
         self.guard.load(start.state.get("guard", {}))
         self.progress.owed = list(start.state.get("owed", []))
-        self.parts.count = start.state.get("parts", self.settings.accumulate)
-        checkpoint.point(self.run.checkpoints, None if self.best.step is None else self.best.state())
-        if checkpoint.folders(self.run.checkpoints)[:1] == [start.folder]:  # a kill may have come before the old ones went
-            checkpoint.tidy(self.run.checkpoints, self.settings.keep, self.best.step)
+        count = start.state.get("parts", self.settings.accumulate)  # of another number of processes, perhaps
+        self.parts.count = self.settings.accumulate if self.parts.batch % count else count
+        if self.group.me.first:
+            checkpoint.point(self.run.checkpoints, None if self.best.step is None else self.best.state())
+            if checkpoint.folders(self.run.checkpoints)[:1] == [start.folder]:  # a kill may have come before the old ones went
+                checkpoint.tidy(self.run.checkpoints, self.settings.keep, self.best.step)
         self.reported = (start.state["reported"][0], start.state["reported"][1])
 
 

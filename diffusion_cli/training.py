@@ -23,6 +23,7 @@ from diffusion_cli.ema import EMA
 from diffusion_cli.errors import ConfigError, Stopped, StorageError
 from diffusion_cli.evaluation.watch import watch_of
 from diffusion_cli.finding import find
+from diffusion_cli.group import DDP, Group
 from diffusion_cli.initial import begin
 from diffusion_cli.objectives import Objective
 from diffusion_cli.objectives.captions import captions
@@ -30,7 +31,7 @@ from diffusion_cli.objectives.denoising import spread
 from diffusion_cli.optimizers import Optimizer
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.randomness import Source
-from diffusion_cli.runs import Run, say, status_of
+from diffusion_cli.runs import Onlooker, Run, say, status_of
 from diffusion_cli.schedules import Schedule
 from diffusion_cli.settings import Plan, Train, flat, frozen_changes
 from diffusion_cli.stages import carry, opened
@@ -38,16 +39,23 @@ from diffusion_cli.trainer import Trainer
 
 
 def train(plan: Plan) -> dict[str, float]:
-    """Trains, or goes on training, the run that the plan names, and returns its last figures."""
+    """Trains, or goes on training, the run that the plan names, and returns its last figures. One of several processes joins
+    the others."""
+    with build(plan.node["distributed"], DDP, "distributed", trust=plan.root.trust).joined() as group:
+        return _train(plan, group)
+
+
+def _train(plan: Plan, group: Group) -> dict[str, float]:
     began = time.perf_counter()
     node, root, settings = plan.node, plan.root, plan.trainer
-    compute = choose(root.device, root.precision, root.compile, say)
+    compute = choose(group.me.device(root.device), root.precision, root.compile, say)
     dataset = build(node["dataset"], Dataset, "dataset", trust=root.trust)
     folder = Path(root.outputs) / str(root.name)
     stages = opened(node, folder, root.trust)
     rehearsed = rehearse(node, root.trust, stages)
     if root.preview == "data":
-        _draw_data(node, dataset, folder, root.trust)
+        if group.me.first:
+            _draw_data(node, dataset, folder, root.trust)
         return {}
     start = _start(folder, node, root.resume)
     ended = status_of(folder).get("state") == "finished"  # or interrupted after its last checkpoint: the rest is made up for
@@ -59,13 +67,17 @@ def train(plan: Plan) -> dict[str, float]:
         _say_next(folder, rehearsed)
         return dict(status_of(folder).get("figures", {}))
     found = _initial(root, start)
-    run = Run(folder)
     step = start.step if start else 0
+    group.same("the checkpoint to go on from", step)  # and before that nobody begins to write
+    run = Run(folder) if group.me.first else Onlooker(folder)
     try:
-        checkpoint.sweep(run.checkpoints)  # first: it may be what fills the disk
-        run.status("running", step, total=settings.end)
-        carry(node, folder, root.trust)
-        pictures, held_out = dataset.load("train"), dataset.load("test")
+        if group.me.first:
+            group.folder = folder
+            checkpoint.sweep(run.checkpoints)  # first: it may be what fills the disk
+            run.status("running", step, total=settings.end)
+            carry(node, folder, root.trust)
+        with group.in_turn():
+            pictures, held_out = dataset.load("train"), dataset.load("test")
         assert pictures is not None
         facts = stages.facts(_facts(dataset, pictures))
         if reads_texts(node["objective"], root.trust):
@@ -84,7 +96,8 @@ def train(plan: Plan) -> dict[str, float]:
         shape = f"{facts['channels']} x {facts['image_size']} x {facts['image_size']}"
         trained = sum(p.numel() for p in objective.network.parameters() if p.requires_grad)
         share = "" if trained == weights else f" ({trained:,} of them trained)"
-        say(f"{folder}: {len(pictures):,} pictures of {shape}, {weights:,} weights{share}, {compute}")
+        several = f", {group.me.world} processes" if group.me.world > 1 else ""
+        say(f"{folder}: {len(pictures):,} pictures of {shape}, {weights:,} weights{share}, {compute}{several}")
         if pictures.skipped:
             say(f"{len(pictures.skipped)} pictures cannot be read and are skipped, the first: {' '.join(pictures.skipped[0])}")
             run.write("skipped.json", json.dumps([s._asdict() for s in pictures.skipped], indent=1).encode())
@@ -92,10 +105,10 @@ def train(plan: Plan) -> dict[str, float]:
             say(f"going on from step {start.step:,}" + (f" of {settings.end:,}" if settings.end is not None else ""))
         sizes = {"train": len(pictures), "test": 0 if held_out is None else len(held_out)}
         saved = {"config": _plain(node), "facts": dict(facts), "pictures": sizes}
-        watch = watch_of(plan, pictures, held_out, facts, compute)
+        watch = watch_of(plan, pictures, held_out, facts, compute) if group.me.first else None
         trainer = Trainer(
             objective,
-            Batches(pictures, settings.batch, root.seed, dataset.flip, compute.device),
+            Batches(pictures, settings.batch, root.seed, dataset.flip, compute.device, group.me.rank, group.me.world),
             held_out,
             build(node["optimizer"], Optimizer, "optimizer", trust=root.trust),
             build(node["ema"], EMA, "ema", trust=root.trust),
@@ -105,13 +118,18 @@ def train(plan: Plan) -> dict[str, float]:
             root.seed,
             saved,
             watch,
+            group,
         )
-        trainer.check_best([] if watch is None else watch.names)
+        if group.me.first:
+            trainer.check_best([] if watch is None else watch.names)
         run.write("config.yaml", yaml.safe_dump(saved["config"], sort_keys=False).encode())
         run.open_figures(step)
         if start is None:
             run.text("config", "```yaml\n" + yaml.safe_dump(saved["config"], sort_keys=False) + "```")
-        figures = trainer.fit(start) or run.last_figures()
+        figures = trainer.fit(start)
+        if not group.me.first:
+            return figures
+        figures = figures or run.last_figures()
         step = trainer.progress.step
         run.hyperparameters(step, flat(saved["config"]), figures)
         _draw_history(run, objective)

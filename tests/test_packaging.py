@@ -19,12 +19,13 @@ PACKAGE = REPO / "diffusion_cli"
 
 # The floor of every module and folder right under diffusion_cli/ (docs/architecture.md): imports point down or stay level.
 FLOORS = {
-    4: "commands sweeps config help cli",
+    4: "commands sweeps config help cli launching",
     3: "training sampling trainer assembly objectives evaluation exporting features checkpoint best runs distributed build "
-    "storage optimizers ema settings devices drawing signals status report pretrained finding stages alone initial guard parts",
+    "storage optimizers ema settings devices drawing signals status report pretrained finding stages alone initial guard parts "
+    "group progress",
     2: "denoiser losses samplers guidance editing walking noisy_classifier adapters",
     1: "models data codecs conditioning vision pictures",
-    0: "schedules beta_curves predictions randomness errors ranges signatures options",
+    0: "schedules beta_curves predictions randomness errors ranges signatures options collectives",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 STRANGERS = {"models": {"schedules", "predictions"}}  # a network knows tensors, never schedules

@@ -1,4 +1,4 @@
-"""One job of a sweep, in a process of its own: the checked config comes as a line of JSON, and training follows.
+"""One job of a sweep, or one process of a run that has several: its config, checked, comes as JSON, and training follows.
 
     python -m diffusion_cli.commands.job outputs/sweep/lr_0.001 < config.json
 
@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from diffusion_cli import config
+from diffusion_cli import config, launching
 from diffusion_cli.errors import UserError
 from diffusion_cli.signals import listening
 
@@ -23,10 +23,7 @@ def main() -> None:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             node = json.loads(sys.stdin.readline())
             threading.Thread(target=_follow, args=(0,), daemon=True).start()
-            plan = config.check_train(node)
-            from diffusion_cli.training import train
-
-            train(plan)
+            launching.start(config.check_train(node))
     except UserError as error:
         print(f"diffusion-train: {error}", file=sys.stderr, flush=True)
         sys.exit(error.code)

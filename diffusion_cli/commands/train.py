@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffusion_cli import cli, config
+from diffusion_cli import cli, config, launching
 from diffusion_cli.errors import UserError
 from diffusion_cli.status import note_failure, status_of
 from diffusion_cli.sweeps.jobs import figure
@@ -17,7 +17,7 @@ Told nothing, it trains on bundled handwritten digits, on a CPU, for about a min
 
 GROUPS = (
     "experiment", "dataset", "schedule", "prediction", "loss", "model", "optimizer", "ema", "sampler", "guidance", "objective",
-    "codec", "texts", "adapter", "features", "sweep", "hydra/launcher", "hydra/sweeper",
+    "codec", "texts", "adapter", "features", "distributed", "sweep", "hydra/launcher", "hydra/sweeper",
 )  # fmt: skip
 
 EXAMPLES = (
@@ -67,15 +67,13 @@ def task(composed: DictConfig) -> float | None:
 
 def _train(node: dict[str, Any], words: list[str]) -> dict[str, float]:
     plan = config.planned(node, words)
-    from diffusion_cli.training import train  # torch, now that the config is known to be right
-
-    return train(plan)
+    return launching.start(plan)
 
 
 def _name(choices: Mapping[str, Any], words: list[str], init: str | None) -> str:
     """The experiment or data set, the options that were asked for by name, and what it begins from."""
     first = choices.get("experiment") or choices["dataset"]
-    silent = {"experiment", "dataset", "sampler", "guidance", "features", "sweep", "codec", "texts"}
+    silent = {"experiment", "dataset", "sampler", "guidance", "features", "sweep", "codec", "texts", "distributed"}
     asked = [word.partition("=") for word in words]
     groups = [value for key, _, value in asked if key in choices and key.partition("/")[0] not in silent and value != "null"]
     place = "" if init is None else re.sub(r"@.*|[^\w.+-]", "", Path(str(init)).name)

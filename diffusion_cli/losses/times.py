@@ -5,6 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from diffusion_cli.collectives import gathered
 from diffusion_cli.randomness import Source
 from diffusion_cli.ranges import Fraction, PositiveFloat, PositiveInt
 from diffusion_cli.schedules import Schedule
@@ -121,6 +122,6 @@ class Importance(Times):
 
     @torch.no_grad()
     def observe(self, t: Tensor, error: Tensor) -> None:
-        for bucket, value in zip(self._bucket(t).tolist(), error.detach().float(), strict=True):
+        for bucket, value in zip(self._bucket(gathered(t)).tolist(), gathered(error.detach().float()), strict=True):
             self.history[bucket, self.seen[bucket] % self.history.shape[1]] = value
             self.seen[bucket] += 1

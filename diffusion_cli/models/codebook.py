@@ -10,12 +10,14 @@ fell below a tenth of what it would be if all were used equally is placed on a v
 "Jukebox", section 3.2 (there: below one vector), which also finds the first codes.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from diffusion_cli.collectives import gathered
 from diffusion_cli.randomness import Source
 
 LEAST = 0.1  # of an equal share of a batch's vectors
@@ -65,9 +67,11 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, z: Tensor, source: Source) -> None:
-        """The averages after one more batch [B, c, h, w]; source: for the places of codes that are out of use."""
+        """The averages after one more batch [B, c, h, w] and those of other processes; source: for the places of codes that
+        are out of use."""
         if self.decay is None:
             return
+        z, source = gathered(z), replace(source, slots=gathered(source.slots))
         codes = self.embedding.weight
         with torch.autocast(z.device.type, enabled=False):
             chosen = nnf.one_hot(self.nearest(z).flatten(), len(codes)).float()  # [B N, K]

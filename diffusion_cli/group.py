@@ -1,0 +1,286 @@
+"""Several processes train one model: each works off its own slots of every batch, and all have the same weights.
+
+    gradient = mean over processes of the gradients of their parts        Li et al. 2020, "PyTorch Distributed", section 3.2
+
+Whatever decides over the way of a run (a step that is skipped, its end, a signal) is made of numbers that all of them have, so
+all go the same way. The first one evaluates and writes.
+
+A process that is gone or hangs leaves the others waiting in a collective. So each counts up a number in the store where they
+met, its pulse, and watches that of the next one; whoever ends early says why there. On such a word, or where a pulse stands
+still for `patience` seconds, a process ends at once, as after a kill: what was saved is whole.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from diffusion_cli.data import Batch
+from diffusion_cli.distributed import Process, process
+from diffusion_cli.errors import Lost, OutOfMemory, StorageError, UserError
+from diffusion_cli.objectives import Objective, Tally
+from diffusion_cli.randomness import Source
+from diffusion_cli.ranges import PositiveFloat, PositiveInt
+from diffusion_cli.status import note_failure
+
+PULSE = 0.5  # seconds
+SHORT = 2.0  # seconds of patience when a collective has broken already
+LONGEST = timedelta(minutes=30)  # that a collective may wait, for a process that lives: the first one may be evaluating
+CAUTIOUS = 2  # first steps, in which memory may turn out too small: the second one has the optimizer's state too
+_BROKEN = re.compile(r"gloo|nccl|connection|peer|timed out|broken pipe|store", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class DDP:
+    """processes: that the command starts on this machine; None: those that are there; patience: seconds."""
+
+    processes: PositiveInt | None
+    patience: PositiveFloat
+
+    @contextmanager
+    def joined(self) -> Iterator["Group"]:
+        """The group of all processes for as long as the block runs. What ends the block early ends all of them."""
+        me = process()
+        group = Group(me) if me.world == 1 else Several(me, self.patience)
+        try:
+            yield group
+        except BaseException as error:
+            group.broken(error)
+            raise
+        group.part()
+
+
+class Group:
+    """One process alone, for which nothing is to be agreed upon. step: where training is, for messages; folder: of the run,
+    when it is this process' to write."""
+
+    def __init__(self, me: Process = Process()):  # noqa: B008 (frozen)
+        self.me = me
+        self.step = 0
+        self.folder: Path | None = None
+
+    def decide(self, number: int, *words: bool) -> tuple[int, ...]:
+        """The largest number of all, and the words of the first process."""
+        return (number, *words)
+
+    def same(self, what: str, number: int) -> None:
+        """StorageError where not all processes have this number."""
+
+    def lacking(self, reason: str) -> str:
+        """Why memory was too small in a step, here or elsewhere; "" where it was not."""
+        return reason
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """The first process runs the block, then the others: what it fetched or made they find there."""
+        yield
+
+    def share(self, objective: Objective) -> None:
+        """From now on these gradients are those of all."""
+        self.objective: nn.Module = _Loss(objective)
+
+    def loss(self, batch: Batch, source: Source) -> tuple[Tensor, dict[str, Tally]]:
+        """As the objective's; its gradients will be averaged over the processes, but for those within `apart`."""
+        found: tuple[Tensor, dict[str, Tally]] = self.objective(batch, source)
+        return found
+
+    def apart(self, last: bool) -> AbstractContextManager[object]:
+        """Around loss and backward of a part: without communication but for the last."""
+        return nullcontext()
+
+    def average(self, weights: list[nn.Parameter]) -> None:
+        """After the last part, if it was done without communication."""
+
+    def total(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Sums over all processes."""
+        return tensors
+
+    def part(self) -> None:
+        """The end that all come to: from here each goes on alone."""
+
+    def broken(self, error: BaseException) -> None:
+        """The end that this process came to, of which the others learn. May not come back."""
+
+
+class _Loss(nn.Module):
+    """loss() as forward(), around which DDP is built."""
+
+    def __init__(self, objective: Objective):
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: Batch, source: Source) -> tuple[Tensor, dict[str, Tally]]:
+        loss, tallies = self.objective.loss(batch, source)
+        return loss, dict(tallies)
+
+
+class Several(Group):
+    """One of several processes."""
+
+    def __init__(self, me: Process, patience: float):
+        super().__init__(me)
+        self.patience = patience
+        self.steps, self.turn, self.over = 0, 0, threading.Event()
+        self.store, _, _ = next(dist.rendezvous("env://", me.rank, me.world))
+        self._watcher = threading.Thread(target=self._watch, args=(self.store.clone(),), daemon=True)
+        self._watcher.start()
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("run", self.store), rank=me.rank, world_size=me.world, timeout=LONGEST
+        )
+
+    # -- agreement -----------------------------------------------------------------------------------------------------
+
+    def _all(self, *numbers: int) -> list[list[int]]:
+        """The numbers of every process."""
+        mine = torch.tensor(numbers)
+        rows = [torch.empty_like(mine) for _ in range(self.me.world)]
+        dist.all_gather(rows, mine)
+        return [row.tolist() for row in rows]
+
+    def decide(self, number: int, *words: bool) -> tuple[int, ...]:
+        rows = self._all(number, *words)
+        return (max(row[0] for row in rows), *rows[0][1:])
+
+    def same(self, what: str, number: int) -> None:
+        numbers = [row[0] for row in self._all(number)]
+        if len(set(numbers)) > 1:
+            raise StorageError(f"{what} is not the same for all processes, {numbers} by rank: do all see the same files?")
+
+    @property
+    def cautious(self) -> bool:
+        return self.steps < CAUTIOUS
+
+    def lacking(self, reason: str) -> str:
+        if self.cautious:
+            lacking = [rank for rank, (flag,) in enumerate(self._all(bool(reason))) if flag]
+            return reason or (f"rank {lacking[0]}" if lacking else "")
+        if reason:  # the others wait in the midst of the step, so it cannot be done again
+            raise OutOfMemory(f"out of memory ({reason}): try a larger trainer.accumulate; the same command goes on")
+        return ""
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        self.turn += 1
+        key = f"turn/{self.turn}"
+        while not self.me.first and not self.store.check([key]):
+            time.sleep(PULSE / 10)
+        yield
+        if self.me.first:
+            self.store.set(key, "over")
+
+    # -- gradients -----------------------------------------------------------------------------------------------------
+
+    def share(self, objective: Objective) -> None:
+        self.steps = 0
+        # what a loss changes besides gradients is made of the whole batch (collectives.py), so buffers are the same already
+        with warnings.catch_warnings():  # torch 2.13 renames an argument
+            warnings.simplefilter("ignore", FutureWarning)
+            self.objective: Any = nn.parallel.DistributedDataParallel(_Loss(objective), broadcast_buffers=False)
+
+    def apart(self, last: bool) -> AbstractContextManager[object]:
+        return nullcontext() if last and not self.cautious else self.objective.no_sync()
+
+    def average(self, weights: list[nn.Parameter]) -> None:
+        if self.cautious:
+            grads = [weight.grad for weight in weights if weight.grad is not None]
+            for grad, total in zip(grads, self.total(grads), strict=True):
+                grad.copy_(total / self.me.world)
+        self.steps += 1
+
+    def total(self, tensors: list[Tensor]) -> list[Tensor]:
+        if not tensors:
+            return tensors
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        return [part.view_as(tensor) for part, tensor in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+
+    # -- ends ----------------------------------------------------------------------------------------------------------
+
+    def part(self) -> None:
+        if not self.over.is_set():
+            dist.barrier()
+            self.over.set()
+            self._watcher.join()
+            dist.destroy_process_group()
+
+    def broken(self, error: BaseException) -> None:
+        if self.over.is_set():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):  # of who sees that another has ended: no news
+            signal.signal(number, signal.SIG_IGN)
+        if _is_broken(error):  # by the end of another, which the watcher will name
+            self.patience = min(self.patience, SHORT)
+            self._watcher.join(self.patience + 4 * PULSE)
+        code = getattr(error, "code", 1)
+        said = str(error) or type(error).__name__
+        where = f"rank {self.me.rank} of {self.me.world}, step {self.step:,}"
+        mine = json.dumps({"rank": self.me.rank, "code": code, "said": f"{where}: {said}"})
+        self.over.set()
+        with suppress(RuntimeError):
+            first = json.loads(self.store.compare_set("end", "", mine))
+            time.sleep(2 * PULSE)  # for all to read it, where the store ends with this process
+            if first["rank"] != self.me.rank:  # who has spoken
+                raise SystemExit(first["code"])
+        if isinstance(error, UserError) and (self.me.rank or self.step):
+            error.args = (f"{where}: {said}",)
+        elif not isinstance(error, UserError):
+            error.add_note(where)
+
+    def _watch(self, store: dist.Store) -> None:
+        """Counts up, and ends the process where another has ended or stands still. A thread."""
+        me, after = self.me, (self.me.rank + 1) % self.me.world
+        pulse, looks = -1, 0  # looks and not seconds: on a busy machine, which lets this thread wait, they come more slowly too
+        while not self.over.wait(PULSE):
+            try:
+                store.add(f"pulse/{me.rank}", 1)
+                now = store.add(f"pulse/{after}", 0)
+                if store.check(["end"]):
+                    end = json.loads(store.get("end"))
+                    self._end(end["code"], end["said"], silent=True)
+            except RuntimeError:
+                if not self.over.is_set():
+                    self._end(Lost.code, self._gone(0), silent=me.rank != 1)
+                return
+            if now != pulse:
+                pulse, looks = now, 0
+                continue
+            looks += 1
+            if looks * PULSE >= self.patience:
+                said = self._gone(after)
+                with suppress(RuntimeError):
+                    store.compare_set("end", "", json.dumps({"rank": after, "code": Lost.code, "said": said}))
+                self._end(Lost.code, said, silent=False)
+
+    def _gone(self, rank: int) -> str:
+        return f"rank {rank} of {self.me.world} is gone or hangs, at step {self.step:,}: the same command goes on"
+
+    def _end(self, code: int, said: str, silent: bool) -> None:
+        if not silent:
+            print(f"diffusion-train: {said}", file=sys.stderr, flush=True)
+        if self.folder is not None:
+            with suppress(StorageError):
+                note_failure(self.folder, said, "preempted" if code > 128 else "failed", code=code)
+        time.sleep(2 * PULSE)  # for who spoke, and for all to read it
+        os._exit(code)
+
+
+def _is_broken(error: BaseException | None) -> bool:
+    """Whether a collective found another process gone, just now or before what came of it."""
+    if error is None or isinstance(error, UserError):
+        return False
+    return (isinstance(error, RuntimeError) and bool(_BROKEN.search(str(error)))) or _is_broken(error.__context__)
