@@ -108,7 +108,7 @@ def test_draws_have_no_picture_in_common(runs: Path) -> None:
 def test_labels_follow_the_training_pictures() -> None:
     labels = torch.tensor([0] * 10 + [2] * 30 + [3] * 60)
     shares = shares_of(Pictures(torch.zeros(100, 1, 1, 1, dtype=torch.uint8), labels))
-    samples = Samples(None, None, None, None, shares, 0, None)  # type: ignore[arg-type]
+    samples = Samples(None, None, None, None, None, shares, (), 0, None)  # type: ignore[arg-type]
     ids = torch.arange(20000)
     drawn = samples.labels(ids)
     assert drawn is not None
