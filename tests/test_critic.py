@@ -65,7 +65,9 @@ def test_one_loss_is_two_optimizers(words: tuple[str, ...]) -> None:
             assert (mine[name].grad - parameter.grad).abs().max() < 1e-6, name
     assert all(p.grad.abs().sum() > 0 for p in ours.critic.parameters() if p.ndim == 4)
     wanted = error + passed.penalty.mean()
-    assert float(loss.detach().mean()) == pytest.approx(float(wanted.detach()), abs=1e-6), "what is told is the error and the penalty"
+    assert float(loss.detach().mean()) == pytest.approx(float(wanted.detach()), abs=1e-6), (
+        "what is told is the error and the penalty"
+    )
     for optimizer in (one, *two):
         optimizer.step()
     for name, parameter in theirs.named_parameters():
