@@ -88,8 +88,8 @@ def kernel(samples: Cloud, real: Cloud) -> float:
 
 
 def kernel_of_pairs(samples: Cloud, real: Cloud) -> float:
-    """KID where sample i was made of picture i: by a mean over i != j alone, unbiased for pairs too (Gretton et al. 2012, "A kernel
-    two-sample test", lemma 6), which the mean over subsets is not. 0 where all pairs are equal."""
+    """KID where sample i was made of picture i: the mean over i != j alone is unbiased for pairs too (Gretton et al. 2012, "A
+    kernel two-sample test", lemma 6), and torch-fidelity's, with i = j across, is not. 0 where all pairs are equal."""
     assert samples.features is not None and real.features is not None
     x, y = samples.features.double(), real.features.double()
     n, total = len(x), 0.0

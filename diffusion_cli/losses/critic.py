@@ -50,9 +50,6 @@ class Patches(nn.Module):
             parts += [nn.GroupNorm(math.gcd(8, after), after), nn.LeakyReLU(0.2)]
         parts.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
         self.parts = nn.Sequential(*parts)
-        for part in parts:
-            if isinstance(part, nn.Conv2d):
-                nn.init.normal_(part.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.parts(x).float()  # [B, 1, h, w]
