@@ -225,7 +225,7 @@ def test_names_carry_features_and_n() -> None:
     assert words.name_of("kid", "dinov2", 10) == "dinov2_kid_10"
     assert words.name_of("sliced_wasserstein", "raw", 10) == "pixels_sliced_wasserstein_10"
     higher = [metric for metric in words.OF_SAMPLES if words.higher_is_better(f"evaluate/{words.name_of(metric, 'raw', 5)}")]
-    assert higher == ["inception_score", "precision", "recall", "density", "coverage", "class_accuracy"]
+    assert higher == ["inception_score", "precision", "recall", "density", "coverage", "class_accuracy", "clip_score"]
     assert words.higher_is_better("evaluate/accuracy_clean") and not words.higher_is_better("evaluate/x0_mse")
 
 

@@ -23,7 +23,7 @@ EXAMPLES = (
     ("diffusion-evaluate ckpt=RUN n=50000 metrics=[fid,kid] features=inception repeats=3", "the published figures"),
     ("diffusion-evaluate ckpt=RUN metrics=[kid] features=classifier features.ckpt=OTHER", "by a classifier of your own"),
     ("diffusion-evaluate ckpt=RUN metrics=[kid] features=random sampler=ddim guidance=2", "with no weights of others"),
-    ("diffusion-evaluate ckpt=AUTOENCODER metrics=[reconstruction,fid,kid] features=inception", "what it gives back"),
+    ("diffusion-evaluate ckpt=AUTOENCODER metrics=[reconstruction,kid] features=random", "what it gives back"),
 )
 
 
