@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffusion_cli.evaluation import distances, words
-from diffusion_cli.evaluation.distances import MEASURES, Cloud
+from diffusion_cli.evaluation.distances import MEASURES, Cloud, kernel, kernel_of_pairs
 from diffusion_cli.evaluation.figures import of_samples, over_draws, over_pictures
 from diffusion_cli.vision import mend_torchvision
 
@@ -245,3 +245,13 @@ def test_kid_leads_where_a_frechet_distance_says_little() -> None:
     found = of_samples(["fid", "coverage", "kid"], draws, cloud(30, 5), "raw")
     assert list(found) == ["raw_kid_20", "raw_fd_20", "raw_coverage_20"]
     assert all(len(figure["values"]) == 2 for figure in found.values())
+
+
+def test_kid_of_pairs_is_that_of_torch_fidelity_without_the_pairs() -> None:
+    """And 0 of equal pairs, where the mean over all i and j is far below."""
+    x, y = cloud(30, 1), cloud(30, 2, shift=0.3)
+    a, b = x.features.double(), y.features.double()
+    across = (a @ b.T / a.shape[1] + 1) ** 3
+    wanted = kernel(x, y) + 2 * across.mean() - 2 * (across.sum() - across.diagonal().sum()) / (30 * 29)
+    assert kernel_of_pairs(x, y) == pytest.approx(float(wanted), rel=1e-6)
+    assert kernel_of_pairs(x, x) == 0 and kernel(x, x) < -0.01

@@ -8,7 +8,7 @@ from diffusion_cli.commands.sample import with_scale
 ABOUT = """diffusion-evaluate measures a trained model. All it needs is the run: ckpt=outputs/<name>.
   on real pictures   denoising (error by noise level), bound (bits per dimension at most), bits (by the probability flow)
   of its samples     fid, kid, inception_score, precision, recall, density, coverage, class_accuracy: compared in features=
-                     sliced_wasserstein: in pixels; clip_score, clip_score_shuffled: with the captions they are made by
+                     sliced_wasserstein: in pixels; clip_score, clip_score_shuffled: beside their captions
   of an autoencoder  reconstruction (PSNR, SSIM, errors of each picture), and what there is of samples: of what it gives back
                      of held-out pictures, beside these
 It prints each figure with its spread, and keeps it in a JSON file with how it was made and in the run's TensorBoard. The same
@@ -23,7 +23,7 @@ EXAMPLES = (
     ("diffusion-evaluate ckpt=RUN n=50000 metrics=[fid,kid] features=inception repeats=3", "the published figures"),
     ("diffusion-evaluate ckpt=RUN metrics=[kid] features=classifier features.ckpt=OTHER", "by a classifier of your own"),
     ("diffusion-evaluate ckpt=RUN metrics=[kid] features=random sampler=ddim guidance=2", "with no weights of others"),
-    ("diffusion-evaluate ckpt=AUTOENCODER metrics=[reconstruction,fid,kid] features=inception", "what it gives back"),
+    ("diffusion-evaluate ckpt=AUTOENCODER metrics=[reconstruction,kid] features=random", "what it gives back"),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_cli.evaluation.distances import MEASURES, Cloud
+from diffusion_cli.evaluation.distances import MEASURES, Cloud, Measure, kernel_of_pairs
 from diffusion_cli.evaluation.words import ENOUGH, name_back, name_of
 
 Figure = dict[str, Any]
@@ -40,11 +40,17 @@ def draws_of(table: Mapping[str, Tensor], n: int) -> list[Cloud]:
     return [Cloud(*(None if columns[name] is None else columns[name][draw] for name in names)) for draw in range(count)]
 
 
-def of_samples(metrics: Sequence[str], draws: Sequence[Cloud], real: Cloud, features: str | None) -> dict[str, Figure]:
+def of_samples(
+    metrics: Sequence[str],
+    draws: Sequence[Cloud],
+    real: Cloud,
+    features: str | None,
+    measures: Mapping[str, Measure] = MEASURES,
+) -> dict[str, Figure]:
     """By name. Where a Frechet distance says little, KID comes first."""
     n = len(draws[0])
     order = sorted(metrics, key=lambda metric: metric != "kid") if n < ENOUGH else metrics
-    return {name_of(metric, features, n): over_draws([MEASURES[metric](draw, real) for draw in draws]) for metric in order}
+    return {name_of(metric, features, n): over_draws([measures[metric](draw, real) for draw in draws]) for metric in order}
 
 
 def of_reconstructions(metrics: Sequence[str], table: Mapping[str, Tensor], n: int, features: str | None) -> dict[str, Figure]:
@@ -52,7 +58,8 @@ def of_reconstructions(metrics: Sequence[str], table: Mapping[str, Tensor], n: i
     if not metrics:
         return {}
     real = Cloud(table.get("real_features"), projections=table.get("real_projections"))
-    return {name_back(name): figure for name, figure in of_samples(metrics, draws_of(table, n), real, features).items()}
+    found = of_samples(metrics, draws_of(table, n), real, features, {**MEASURES, "kid": kernel_of_pairs})
+    return {name_back(name): figure for name, figure in found.items()}
 
 
 def shown(name: str, figure: Figure, width: int) -> str:

@@ -11,7 +11,9 @@ Rombach et al. 2022.
 
 There it is two optimizers in turn. Here both players are one sum and move at once: the critic reads reconstructions without
 a gradient to the autoencoder, and the autoencoder is judged by the critic's weights without a gradient to them, so each weight
-gets the gradient of its own player alone. What the optimizer says of rate, betas and clipping holds for both.
+gets the gradient of its own player alone. What the optimizer says of rate, betas and clipping holds for both: a rate that an
+autoencoder alone takes well can be too large for a critic, and its weights begin as torch makes them for the same reason (the
+N(0, 0.02^2) of Isola et al. is for a rate of 2e-4).
 """
 
 import math
@@ -50,9 +52,6 @@ class Patches(nn.Module):
             parts += [nn.GroupNorm(math.gcd(8, after), after), nn.LeakyReLU(0.2)]
         parts.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
         self.parts = nn.Sequential(*parts)
-        for part in parts:
-            if isinstance(part, nn.Conv2d):
-                nn.init.normal_(part.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.parts(x).float()  # [B, 1, h, w]
