@@ -23,7 +23,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -134,11 +133,15 @@ class Several(Group):
     def __init__(self, me: Process, patience: float):
         super().__init__(me)
         self.patience = patience
-        self.steps, self.turn, self.over = 0, 0, threading.Event()
+        self.steps = 0  # that were cautious
+        self.turn, self.over = 0, threading.Event()
         self.store, _, _ = next(dist.rendezvous("env://", me.rank, me.world))
         self._watcher = threading.Thread(target=self._watch, args=(self.store.clone(),), daemon=True)
         self._watcher.start()
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        backend = "gloo"
+        if me.local < torch.cuda.device_count():
+            torch.cuda.set_device(me.local)
+            backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(
             backend, store=dist.PrefixStore("run", self.store), rank=me.rank, world_size=me.world, timeout=LONGEST
         )
@@ -186,21 +189,28 @@ class Several(Group):
     # -- gradients -----------------------------------------------------------------------------------------------------
 
     def share(self, objective: Objective) -> None:
-        self.steps = 0
-        # what a loss changes besides gradients is made of the whole batch (collectives.py), so buffers are the same already
-        with warnings.catch_warnings():  # torch 2.13 renames an argument
-            warnings.simplefilter("ignore", FutureWarning)
-            self.objective: Any = nn.parallel.DistributedDataParallel(_Loss(objective), broadcast_buffers=False)
+        super().share(objective)
+        for tensor in objective.state_dict().values():
+            dist.broadcast(tensor, 0)
 
     def apart(self, last: bool) -> AbstractContextManager[object]:
-        return nullcontext() if last and not self.cautious else self.objective.no_sync()
+        ddp = self.objective
+        return ddp.no_sync() if isinstance(ddp, nn.parallel.DistributedDataParallel) and not last else nullcontext()
 
     def average(self, weights: list[nn.Parameter]) -> None:
-        if self.cautious:
-            grads = [weight.grad for weight in weights if weight.grad is not None]
-            for grad, total in zip(grads, self.total(grads), strict=True):
-                grad.copy_(total / self.me.world)
+        if not self.cautious:
+            return
+        grads = [weight.grad for weight in weights if weight.grad is not None]
+        for grad, total in zip(grads, self.total(grads), strict=True):
+            grad.copy_(total / self.me.world)
         self.steps += 1
+        if not self.cautious:
+            # what a loss changes besides gradients is made of the whole batch (collectives.py): buffers need not be sent
+            with warnings.catch_warnings():  # torch 2.13 renames an argument
+                warnings.simplefilter("ignore", FutureWarning)
+                self.objective = nn.parallel.DistributedDataParallel(
+                    self.objective, broadcast_buffers=False, find_unused_parameters=len(grads) < len(weights)
+                )
 
     def total(self, tensors: list[Tensor]) -> list[Tensor]:
         if not tensors:
@@ -213,7 +223,7 @@ class Several(Group):
 
     def part(self) -> None:
         if not self.over.is_set():
-            dist.barrier()
+            self._all(0)
             self.over.set()
             self._watcher.join()
             dist.destroy_process_group()
