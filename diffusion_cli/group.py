@@ -136,8 +136,11 @@ class Several(Group):
         self.steps = 0  # that were cautious
         self.turn, self.over = 0, threading.Event()
         self.store, _, _ = next(dist.rendezvous("env://", me.rank, me.world))
-        self._watcher = threading.Thread(target=self._watch, args=(self.store.clone(),), daemon=True)
+        self.after, self.heard, self.rounds = (me.rank + 1) % me.world, -1, 0
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._asker = threading.Thread(target=self._ask, args=(self.store.clone(),), daemon=True)
         self._watcher.start()
+        self._asker.start()
         backend = "gloo"
         if me.local < torch.cuda.device_count():
             torch.cuda.set_device(me.local)
@@ -226,6 +229,7 @@ class Several(Group):
             self._all(0)
             self.over.set()
             self._watcher.join()
+            self._asker.join(self.patience)
             dist.destroy_process_group()
 
     def broken(self, error: BaseException) -> None:
@@ -251,30 +255,36 @@ class Several(Group):
         elif not isinstance(error, UserError):
             error.add_note(where)
 
-    def _watch(self, store: dist.Store) -> None:
-        """Counts up, and ends the process where another has ended or stands still. A thread."""
-        me, after = self.me, (self.me.rank + 1) % self.me.world
-        pulse, looks = -1, 0  # looks and not seconds: on a busy machine, which lets this thread wait, they come more slowly too
-        while not self.over.wait(PULSE):
-            try:
+    def _ask(self, store: dist.Store) -> None:
+        """Counts up, and asks how far the next process is and whether one has ended. A thread."""
+        me = self.me
+        try:
+            while not self.over.wait(PULSE):
                 store.add(f"pulse/{me.rank}", 1)
-                now = store.add(f"pulse/{after}", 0)
+                self.heard = store.add(f"pulse/{self.after}", 0)
+                self.rounds += 1
                 if store.check(["end"]):
                     end = json.loads(store.get("end"))
                     self._end(end["code"], end["said"], silent=True)
-            except RuntimeError:
-                if not self.over.is_set():
-                    self._end(Lost.code, self._gone(0), silent=me.rank != 1)
-                return
-            if now != pulse:
-                pulse, looks = now, 0
+        except RuntimeError:  # the store is the first one's
+            if not self.over.is_set():
+                self._end(Lost.code, self._gone(0), silent=me.rank != 1)
+
+    def _watch(self) -> None:
+        """Ends the process where the next one stands still, or the store. A thread: a store that hangs does not answer."""
+        heard, rounds, looks = self.heard, self.rounds, 0  # looks, not seconds: they come slowly too on a busy machine
+        while not self.over.wait(PULSE):
+            if self.heard != heard or self.heard < 1:  # or it has not begun
+                heard, rounds, looks = self.heard, self.rounds, 0
                 continue
             looks += 1
             if looks * PULSE >= self.patience:
-                said = self._gone(after)
-                with suppress(RuntimeError):
-                    store.compare_set("end", "", json.dumps({"rank": after, "code": Lost.code, "said": said}))
-                self._end(Lost.code, said, silent=False)
+                answers = self.rounds > rounds + 1
+                said = self._gone(self.after if answers else 0)
+                if answers:
+                    with suppress(RuntimeError):
+                        self.store.compare_set("end", "", json.dumps({"rank": self.after, "code": Lost.code, "said": said}))
+                self._end(Lost.code, said, silent=not answers and self.me.rank != 1)
 
     def _gone(self, rank: int) -> str:
         return f"rank {rank} of {self.me.world} is gone or hangs, at step {self.step:,}: the same command goes on"

@@ -74,5 +74,5 @@ def _ended(ranks: list[subprocess.Popen[bytes]]) -> int:
         for one in ranks:  # and what they started
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(one.pid, signal.SIGKILL)
-    codes = [one.wait() for one in ranks]
-    return next((code for code in codes if code > 0), -min(codes) and 128 - min(codes))
+    ends = [one.wait() for one in ranks]
+    return next((code for code in ends if code > 0), 128 - min(ends) if any(ends) else 0)
