@@ -230,7 +230,11 @@ class Several(Group):
             self.over.set()
             self._watcher.join()
             self._asker.join(self.patience)
-            dist.destroy_process_group()
+            # gloo's destructor and its own threads may miss each other right after a collective, and wait for ever (torch 2.13)
+            time.sleep(PULSE)
+            closing = threading.Thread(target=dist.destroy_process_group, daemon=True)
+            closing.start()
+            closing.join(self.patience)
 
     def broken(self, error: BaseException) -> None:
         if self.over.is_set():
