@@ -23,7 +23,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -134,11 +133,18 @@ class Several(Group):
     def __init__(self, me: Process, patience: float):
         super().__init__(me)
         self.patience = patience
-        self.steps, self.turn, self.over = 0, 0, threading.Event()
+        self.steps = 0  # that were cautious
+        self.turn, self.over = 0, threading.Event()
         self.store, _, _ = next(dist.rendezvous("env://", me.rank, me.world))
-        self._watcher = threading.Thread(target=self._watch, args=(self.store.clone(),), daemon=True)
+        self.after, self.heard, self.rounds = (me.rank + 1) % me.world, -1, 0
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._asker = threading.Thread(target=self._ask, args=(self.store.clone(),), daemon=True)
         self._watcher.start()
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        self._asker.start()
+        backend = "gloo"
+        if me.local < torch.cuda.device_count():
+            torch.cuda.set_device(me.local)
+            backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(
             backend, store=dist.PrefixStore("run", self.store), rank=me.rank, world_size=me.world, timeout=LONGEST
         )
@@ -186,21 +192,28 @@ class Several(Group):
     # -- gradients -----------------------------------------------------------------------------------------------------
 
     def share(self, objective: Objective) -> None:
-        self.steps = 0
-        # what a loss changes besides gradients is made of the whole batch (collectives.py), so buffers are the same already
-        with warnings.catch_warnings():  # torch 2.13 renames an argument
-            warnings.simplefilter("ignore", FutureWarning)
-            self.objective: Any = nn.parallel.DistributedDataParallel(_Loss(objective), broadcast_buffers=False)
+        super().share(objective)
+        for tensor in objective.state_dict().values():
+            dist.broadcast(tensor, 0)
 
     def apart(self, last: bool) -> AbstractContextManager[object]:
-        return nullcontext() if last and not self.cautious else self.objective.no_sync()
+        ddp = self.objective
+        return ddp.no_sync() if isinstance(ddp, nn.parallel.DistributedDataParallel) and not last else nullcontext()
 
     def average(self, weights: list[nn.Parameter]) -> None:
-        if self.cautious:
-            grads = [weight.grad for weight in weights if weight.grad is not None]
-            for grad, total in zip(grads, self.total(grads), strict=True):
-                grad.copy_(total / self.me.world)
+        if not self.cautious:
+            return
+        grads = [weight.grad for weight in weights if weight.grad is not None]
+        for grad, total in zip(grads, self.total(grads), strict=True):
+            grad.copy_(total / self.me.world)
         self.steps += 1
+        if not self.cautious:
+            # what a loss changes besides gradients is made of the whole batch (collectives.py): buffers need not be sent
+            with warnings.catch_warnings():  # torch 2.13 renames an argument
+                warnings.simplefilter("ignore", FutureWarning)
+                self.objective = nn.parallel.DistributedDataParallel(
+                    self.objective, broadcast_buffers=False, find_unused_parameters=len(grads) < len(weights)
+                )
 
     def total(self, tensors: list[Tensor]) -> list[Tensor]:
         if not tensors:
@@ -213,10 +226,15 @@ class Several(Group):
 
     def part(self) -> None:
         if not self.over.is_set():
-            dist.barrier()
+            self._all(0)
             self.over.set()
             self._watcher.join()
-            dist.destroy_process_group()
+            self._asker.join(self.patience)
+            # gloo's destructor and its own threads may miss each other right after a collective, and wait for ever (torch 2.13)
+            time.sleep(PULSE)
+            closing = threading.Thread(target=dist.destroy_process_group, daemon=True)
+            closing.start()
+            closing.join(self.patience)
 
     def broken(self, error: BaseException) -> None:
         if self.over.is_set():
@@ -241,30 +259,36 @@ class Several(Group):
         elif not isinstance(error, UserError):
             error.add_note(where)
 
-    def _watch(self, store: dist.Store) -> None:
-        """Counts up, and ends the process where another has ended or stands still. A thread."""
-        me, after = self.me, (self.me.rank + 1) % self.me.world
-        pulse, looks = -1, 0  # looks and not seconds: on a busy machine, which lets this thread wait, they come more slowly too
-        while not self.over.wait(PULSE):
-            try:
+    def _ask(self, store: dist.Store) -> None:
+        """Counts up, and asks how far the next process is and whether one has ended. A thread."""
+        me = self.me
+        try:
+            while not self.over.wait(PULSE):
                 store.add(f"pulse/{me.rank}", 1)
-                now = store.add(f"pulse/{after}", 0)
+                self.heard = store.add(f"pulse/{self.after}", 0)
+                self.rounds += 1
                 if store.check(["end"]):
                     end = json.loads(store.get("end"))
                     self._end(end["code"], end["said"], silent=True)
-            except RuntimeError:
-                if not self.over.is_set():
-                    self._end(Lost.code, self._gone(0), silent=me.rank != 1)
-                return
-            if now != pulse:
-                pulse, looks = now, 0
+        except RuntimeError:  # the store is the first one's
+            if not self.over.is_set():
+                self._end(Lost.code, self._gone(0), silent=me.rank != 1)
+
+    def _watch(self) -> None:
+        """Ends the process where the next one stands still, or the store. A thread: a store that hangs does not answer."""
+        heard, rounds, looks = self.heard, self.rounds, 0  # looks, not seconds: they come slowly too on a busy machine
+        while not self.over.wait(PULSE):
+            if self.heard != heard or self.heard < 1:  # or it has not begun
+                heard, rounds, looks = self.heard, self.rounds, 0
                 continue
             looks += 1
             if looks * PULSE >= self.patience:
-                said = self._gone(after)
-                with suppress(RuntimeError):
-                    store.compare_set("end", "", json.dumps({"rank": after, "code": Lost.code, "said": said}))
-                self._end(Lost.code, said, silent=False)
+                answers = self.rounds > rounds + 1
+                said = self._gone(self.after if answers else 0)
+                if answers:
+                    with suppress(RuntimeError):
+                        self.store.compare_set("end", "", json.dumps({"rank": self.after, "code": Lost.code, "said": said}))
+                self._end(Lost.code, said, silent=not answers and self.me.rank != 1)
 
     def _gone(self, rank: int) -> str:
         return f"rank {rank} of {self.me.world} is gone or hangs, at step {self.step:,}: the same command goes on"

@@ -74,5 +74,5 @@ def _ended(ranks: list[subprocess.Popen[bytes]]) -> int:
         for one in ranks:  # and what they started
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(one.pid, signal.SIGKILL)
-    ended = [one.wait() for one in ranks]
-    return next((code for code in ended if code > 0), -min(ended) and 128 - min(ended))
+    ends = [one.wait() for one in ranks]
+    return next((code for code in ends if code > 0), 128 - min(ends) if any(ends) else 0)

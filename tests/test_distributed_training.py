@@ -22,6 +22,7 @@ from torch import Tensor
 
 from diffusion_cli import collectives, storage
 from diffusion_cli.errors import UserError
+from diffusion_cli.objectives import Denoising
 from diffusion_cli.trainer import Trainer
 
 TRAIN = str(Path(sys.executable).parent / "diffusion-train")
@@ -181,7 +182,7 @@ def test_parts_do_not_communicate(one: Path, tmp_path: Path) -> None:
     """A step of two parts sends its gradients once, and as one of one part."""
 
     def counted(trainer: Trainer, batch: object) -> None:
-        if trainer.progress.step == 0:
+        if trainer.progress.step == 2:
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
             def hook(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -201,6 +202,19 @@ def test_a_run_goes_on_with_more_and_with_fewer(one: Path, tmp_path: Path) -> No
     assert together(tmp_path, *QUICK, "trainer.steps=3") == [0, 0], said(tmp_path)
     tiny.train(tmp_path, *QUICK)
     equal(one, tmp_path / "run")
+
+
+def test_weights_that_take_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Denoising.__init__
+
+    def with_a_spare(self: Any, *arguments: Any, **named: Any) -> None:
+        original(self, *arguments, **named)
+        self.spare = torch.nn.Parameter(torch.ones(1))
+
+    monkeypatch.setattr(Denoising, "__init__", with_a_spare)
+    tiny.train(tmp_path, name="one")
+    assert together(tmp_path) == [0, 0], said(tmp_path)
+    equal(tmp_path / "one", tmp_path / "run")
 
 
 def test_gathered_alone_is_itself() -> None:
@@ -232,8 +246,6 @@ def short_of_memory(step: int) -> Callable[[int], Any]:
 
     @contextlib.contextmanager
     def patched(rank: int) -> Iterator[None]:
-        from diffusion_cli.objectives import Denoising
-
         original = Denoising.loss
 
         def loss(self: Any, batch: Any, source: Any) -> Any:
