@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diffusion_cli import drawing, storage
 from diffusion_cli.distributed import process
-from diffusion_cli.status import locked, write_status
+from diffusion_cli.status import check_own, locked, write_status
 from diffusion_cli.status import status_of as status_of
 
 
@@ -41,6 +41,7 @@ class Run:
     """The folder of one run, open for this process alone."""
 
     def __init__(self, folder: Path):
+        check_own(folder)
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.samples = folder / "samples"

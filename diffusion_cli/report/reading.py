@@ -120,6 +120,8 @@ def sweep(folder: Path) -> Sweep:
 
 def read(folder: Path, name: str, points: int) -> Read:
     """The run of this folder. points: of all its curves together, about: they are thinned at once, a run may have millions."""
+    if (link := _leads_out(folder)) is not None:
+        return Read(folder, name, problems=[f"{link.relative_to(folder)}: a link that leads out of the run, so nothing is read"])
     problems: list[str] = []
     status = _json(folder / "status.json", problems)
     config, text = _config(folder / "config.yaml", problems)
@@ -135,6 +137,13 @@ def read(folder: Path, name: str, points: int) -> Read:
         _generated(folder, problems),
         problems,
     )
+
+
+def _leads_out(folder: Path) -> Path | None:
+    """A link among what is read that would bring something else of this machine into a page that is passed on."""
+    read = ("*", "samples/*.png", "evaluated/*.json", "generated/*", "generated/*/*.json", "generated/*/grid.png")
+    links = (path for pattern in read for path in folder.glob(pattern) if path.is_symlink())
+    return next((path for path in links if not path.resolve().is_relative_to(folder.resolve())), None)
 
 
 def _text(path: Path) -> str:
@@ -233,7 +242,7 @@ def _frames(path: Path) -> int:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("GIF",)) as image:
             return min(getattr(image, "n_frames", 1), 1000)
     except (OSError, ValueError, Image.DecompressionBombError):
         return 1  # whoever opens the one frame says what is wrong
