@@ -112,7 +112,7 @@ def denoiser_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = 
     sizes = {"channels": channels, "image_size": size, "num_classes": len(facts["classes"]) if facts["taught"] else 0}
     if node["objective"].get("self_conditioning"):
         sizes["hint_channels"] = channels
-        _takes(node, "hint_channels", f"objective.self_conditioning={node['objective']['self_conditioning']:g}", "hint", trust)
+        _takes(node, "hint_channels", f"objective.self_conditioning={node['objective']['self_conditioning']}", "hint", trust)
     if texts["width"]:
         sizes["text_width"] = texts["width"]
         _takes(node, "text_width", "texts", "text", trust)

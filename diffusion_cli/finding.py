@@ -181,6 +181,8 @@ def _filled(made: Callable[[], Model], found: Trained, prefix: str, weights: str
         with at_most(sum(value.numel() for value in own.values())):
             model = made()
         model.load_state_dict(own)
+    except KeyError as error:
+        raise StorageError(f"{found.folder} is of another program: its config.json lacks {error.args[0]}") from None
     except RuntimeError as error:
         raise StorageError(f"{found.folder} cannot be used: {str(error).splitlines()[-1].strip()}") from None
     return model.eval().requires_grad_(False)

@@ -209,7 +209,7 @@ VALUES: dict[str, dict[str, object]] = {
     "adapter a word": {"config.adapter": EVIL},
     "adapter alpha a word": {"config.adapter": {"_target_": "diffusion_cli.adapters.LoRA", "alpha": EVIL}},
     "interpolation": {"config.schedule": {"_target_": "${oc.env:HOME}"}},
-    "newlines": {"config.schedule": {"_target_": "a\nTraceback (most recent call last)\n\x1b[2J"}},
+    "newlines": {"config.schedule": {"_target_": "a\nb\n\x1b[2J"}},
 }
 EVALUATED: dict[str, dict[str, object]] = {
     "dataset a word": {"config.dataset": EVIL},
