@@ -150,16 +150,17 @@ def _mark(row: Mapping[str, float]) -> frozenset[object]:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """Lines of a JSON-lines file, without one that a crash cut short."""
+    """Lines of figures, without one that a crash cut short, or that is none of ours."""
     if not path.is_file():
         return []
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if isinstance(json.loads(line), dict):
-                lines.append(line)
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and type(row.get("step")) is int and all(isinstance(value, int | float) for value in row.values()):
+            lines.append(line)
     return lines
 
 

@@ -31,7 +31,7 @@ def status_of(folder: Path) -> dict[str, Any]:
     """What status.json says; nothing where there is none."""
     try:
         found = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -22,6 +22,7 @@ from diffusion_cli.settings import flat
 _PREVIEW = re.compile(r"(\w+?)_(\d{4,})\.png")
 _DEPTH = 4  # folders below the one that was named: outputs/<sweep>/<job>, and a level more on either side
 _NUMBERS = {int, float}
+_DEEPEST = 50  # levels of a config
 _LARGEST = 5_000_000  # bytes of a config or a JSON file: more is not ours
 _JSON = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 17 else float(digits))  # 10^400 is infinite
 Curve = list[tuple[float, float]]  # (step, value)
@@ -172,8 +173,7 @@ def _config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times faster
     try:
         text = _text(path)
-        if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=loader)):
-            raise ValueError("it has aliases")
+        _check_plain(text, loader)
         node = yaml.load(text, Loader=loader)
         if not isinstance(node, dict):
             raise ValueError("not a node of settings")
@@ -183,6 +183,15 @@ def _config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problems.append(_damaged(path, error))
         return {}, ""
+
+
+def _check_plain(text: str, loader: Any) -> None:
+    """Raises ValueError for aliases, and for depths at which the loader's own stack ends, and the process with it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST:
+            raise ValueError("it has aliases" if depth <= _DEEPEST else f"deeper than {_DEEPEST} levels")
 
 
 def _metrics(path: Path, problems: list[str]) -> dict[str, Curve]:
