@@ -152,6 +152,8 @@ def _hydra(primary: str, task: Callable[..., object], argv: list[str]) -> None:
         hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=primary)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_in_our_words(error, primary, argv)) from None
+    except RecursionError:
+        raise ConfigError("a YAML file is too deep, or names itself in its defaults") from None
     except Exception as error:
         if "Config group override must be" in str(error):  # a ValueError of Hydra's, without the group's name
             word = next((word for word in overrides(argv) if (config.CONFIGS / word.partition("=")[0]).is_dir()), "a group")

@@ -159,7 +159,11 @@ def _whole_lines(path: Path) -> list[str]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and type(row.get("step")) is int and all(isinstance(value, int | float) for value in row.values()):
+        if (
+            isinstance(row, dict)
+            and type(row.get("step")) is int
+            and all(isinstance(value, int | float) for value in row.values())
+        ):
             lines.append(line)
     return lines
 

@@ -18,7 +18,9 @@ def check_own(folder: Path) -> None:
     """Raises StorageError where a folder of the run is a link that leads out of it: a run of somebody else's could write there."""
     for path in (folder / name for name in FOLDERS):
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-            raise StorageError(f"{path} is a link that leads out of the run: remove it; a whole run may lie elsewhere, by outputs=")
+            raise StorageError(
+                f"{path} is a link that leads out of the run: remove it; a whole run may lie elsewhere, by outputs="
+            )
 
 
 def write_status(folder: Path, state: str, step: int, **facts: Any) -> None:

@@ -37,6 +37,7 @@ class Case(NamedTuple):
     name: str
     make: Callable[[Path], list[str]]
     codes: tuple[int, ...] = REFUSED
+    more: float = MORE
 
 
 class Payload:
@@ -187,8 +188,13 @@ VALUES: dict[str, dict[str, object]] = {
     "levels deep": {"config.model.attention_levels": [[[[[[1]]]]]]},
     "DiT depth 10^8": {
         "config.model": {
-            "_target_": "diffusion_cli.models.DiT", "patch_size": 2, "width": 8, "depth": 10**8, "heads": 1,
-            "mlp_ratio": 4.0, "dropout": 0.0,
+            "_target_": "diffusion_cli.models.DiT",
+            "patch_size": 2,
+            "width": 8,
+            "depth": 10**8,
+            "heads": 1,
+            "mlp_ratio": 4.0,
+            "dropout": 0.0,
         }
     },
     "steps 10^12": {"config.sampler.steps": 10**12},
@@ -315,7 +321,9 @@ def files() -> Iterator[Case]:
     }.items():
         yield Case(f"manifest {name}", told(lambda here, c=change: _manifest(here, c), SAMPLE))
     for step in (10**4000, -1, True, "../../../outside", 1e308, None):
-        yield Case(f"best.json {str(step)[:20]}", told(lambda here, s=step: _best(here, s), [SAMPLE[0], "ckpt=run/checkpoints/best"]))
+        yield Case(
+            f"best.json {str(step)[:20]}", told(lambda here, s=step: _best(here, s), [SAMPLE[0], "ckpt=run/checkpoints/best"])
+        )
 
 
 def _manifest(here: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -343,7 +351,11 @@ def _pipeline(index: object, **written: object) -> Callable[[Path], None]:
         for name, value in whole.items():
             if value is None:
                 continue
-            path = here / "pipe" / name.replace("__json", ".json").replace("__bin", ".bin").replace("__py", ".py").replace("__", "/")
+            path = (
+                here
+                / "pipe"
+                / name.replace("__json", ".json").replace("__bin", ".bin").replace("__py", ".py").replace("__", "/")
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
 
@@ -416,7 +428,12 @@ def pipelines() -> Iterator[Case]:
     for name, weight_map in {"up": "../../../outside/secret", "absolute": "/etc/passwd", "node": {"a": 1}}.items():
         yield Case(f"index {name}", told(_pipeline(DDPM, **{index_file: {"weight_map": {"a": weight_map}}}), PIPE))
     yield Case("index a list", told(_pipeline(DDPM, **{index_file: {"weight_map": [1, 2]}}), PIPE))
-    clip = {"model_type": "clip_text_model", "hidden_size": 8, "max_position_embeddings": 8, "auto_map": {"AutoModel": "evil.Evil"}}
+    clip = {
+        "model_type": "clip_text_model",
+        "hidden_size": 8,
+        "max_position_embeddings": 8,
+        "auto_map": {"AutoModel": "evil.Evil"},
+    }
     for name, encoder, words in (
         ("encoder of others", {**clip, "model_type": "evil"}, {}),
         ("encoder of 10^9", {**clip, "hidden_size": 10**9}, {}),
@@ -525,13 +542,21 @@ def datasets() -> Iterator[Case]:
     for name, made in {
         "pickle": lambda here: (here / "set.parquet").write_bytes(pickle.dumps(Payload())),
         "cut": lambda here: (here / "set.parquet").write_bytes(b"PAR1" + b"\xff" * 64 + b"PAR1"),
-        "paths": lambda here: _parquet(here, [{"bytes": None, "path": "/dev/zero"}, {"bytes": None, "path": "../outside/secret.png"}]),
+        "paths": lambda here: _parquet(
+            here, [{"bytes": None, "path": "/dev/zero"}, {"bytes": None, "path": "../outside/secret.png"}]
+        ),
         "bombs": lambda here: _parquet(here, [{"bytes": PICTURES["png that says 2^31"](), "path": None}] * 3),
-        "a script": lambda here: ((here / "set.parquet").mkdir(), (here / "set.parquet/set.parquet.py").write_text("open('../outside/owned','w')")),
+        "a script": lambda here: (
+            (here / "set.parquet").mkdir(),
+            (here / "set.parquet/set.parquet.py").write_text("open('../outside/owned','w')"),
+        ),
     }.items():
         yield Case(f"parquet {name}", told(made, table))
-    yield Case("parquet of 1 GB in 1 MB", told(_swollen, table), IGNORED)
-    yield Case("prompts of no text", told(lambda here: (a_run(here), (here / "p").write_bytes(PICKLES["pickle"])), [*SAMPLE, "prompts=p"]))
+    yield Case("parquet of 1 GB in 1 MB", told(_swollen, table), IGNORED, 1200)  # docs/security.md says so
+    yield Case(
+        "prompts of no text",
+        told(lambda here: (a_run(here), (here / "p").write_bytes(PICKLES["pickle"])), [*SAMPLE, "prompts=p"]),
+    )
     yield Case("prompts away", told(a_run, [*SAMPLE, "prompts=../outside"]))
 
 
@@ -582,9 +607,15 @@ def reports() -> Iterator[Case]:
         "merge": {"config__yaml": b"a: &a {b: 1}\n<<: *a\n"},
         "recursive": {"config__yaml": b"a: &a [*a]\n"},
         "interpolation": {"config__yaml": b"a: ${oc.env:HOME}\n"},
-        "markup": {"status__json": json.dumps({"state": EVIL, "step": EVIL, "reason": EVIL, "pid": EVIL, "figures": {EVIL: EVIL}}).encode()},
+        "markup": {
+            "status__json": json.dumps(
+                {"state": EVIL, "step": EVIL, "reason": EVIL, "pid": EVIL, "figures": {EVIL: EVIL}}
+            ).encode()
+        },
         "status a list": {"status__json": b"[1]"},
-        "status of nodes": {"status__json": b'{"state": {"a": 1}, "step": [1], "pid": -1, "total": {}, "figures": 3, "time": 7}'},
+        "status of nodes": {
+            "status__json": b'{"state": {"a": 1}, "step": [1], "pid": -1, "total": {}, "figures": 3, "time": 7}'
+        },
         "deep status": {"status__json": b"[" * 100_000},
         "digits": {"status__json": b'{"step": ' + b"9" * 10_000 + b"}"},
         "figures": {"metrics__jsonl": json.dumps({"step": 1, EVIL: 1, "b": "x", "c": {"d": 1}}).encode() + b"\n[1]\nx\n"},
@@ -663,15 +694,22 @@ def configs() -> Iterator[Case]:
         "no YAML": EVIL,
         "NUL": "trust: \0",
     }.items():
-        yield Case(f"--config-dir {name}", told(lambda here, t=text: _config(here, t), [*TINY, "main", "--config-dir", "dir", "experiment=hostile"]))
+        yield Case(
+            f"--config-dir {name}",
+            told(lambda here, t=text: _config(here, t), [*TINY, "main", "--config-dir", "dir", "experiment=hostile"]),
+        )
     for word in (
         "name=../../outside/owned", "name=/tmp/owned", "name=..", "name=a/../../outside/owned", "name=.ssh/x", "name=a\nb",
         "name=${oc.env:HOME}", "name=~root/x", "experiment=../../../outside/secret", "model=../../x", "model._target_=os.system",
-        "hydra.run.dir=../outside/owned", "hydra.callbacks={a:{_target_:os.system,command:'touch ../outside/owned'}}",
+        "hydra.callbacks={a:{_target_:os.system,command:'touch ../outside/owned'}}",
         "hydra.job_logging={root:{handlers:[a]},handlers:{a:{class:logging.FileHandler,filename:../outside/owned}},version:1}",
         "hydra.launcher._target_=os.system", "hydra.sweeper._target_=os.system", "hydra.searchpath=[pkg://os]",
     ):  # fmt: skip
-        yield Case(word[:60], told(lambda here: None, [*TINY[:1], "main", *TINY[2:], word]), IGNORED if word.startswith("hydra") else REFUSED)
+        yield Case(
+            word[:60],
+            told(lambda here: None, [*TINY[:1], "main", *TINY[2:], word]),
+            IGNORED if word.startswith("hydra") else REFUSED,
+        )
 
 
 def _config(here: Path, text: str) -> None:
@@ -691,6 +729,8 @@ HARMLESS = [
     Case("init", told(a_run, [*SAMPLE, "init=given.png"]), REFUSED),
     Case("folder", told(lambda here: _folder(here, b""), [*SEEN, "dataset=folder", "dataset.path=pictures", "dataset.size=8",
         "dataset.channels=1"]), (0,)),
+    Case("csv", told(lambda here: _folder(here, b"", b"file_name\n0.png\n", "csv"), [*SEEN, "dataset=folder",
+        "dataset.path=pictures", "dataset.size=8", "dataset.channels=1"]), (0,)),
     Case("parquet", told(lambda here: _parquet(here, [{"bytes": _encoded("PNG", 8, 8), "path": None}] * 3), [*SEEN,
         "dataset=parquet", "dataset.path=set.parquet", "dataset.size=8", "dataset.channels=1"]), (0,)),
     Case("report", told(lambda here: _reported(here, _encoded("PNG", 8, 8), config__yaml=b"a: 1\n"), ["report", "runs=[mine]"]), (0,)),
@@ -702,7 +742,17 @@ HARMLESS = [
 
 PROCESSES = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "marshal.loads", "ctypes.dlopen",
              "socket.connect", "socket.getaddrinfo", "socket.bind", "webbrowser.open")  # fmt: skip
-CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil.rmtree")
+CHANGES = (
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+    "shutil.rmtree",
+)
 
 
 class Told(NamedTuple):
@@ -718,7 +768,8 @@ class Told(NamedTuple):
 
 
 def _ears(here: Path, heard: list[str]) -> Callable[[str, tuple[Any, ...]], None]:
-    inside = os.path.realpath(here)
+    caches = [os.path.realpath(os.environ[name]) for name in ("HF_HOME", "XDG_CACHE_HOME") if name in os.environ]
+    inside = (os.path.realpath(here), *caches, "/dev/")
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in PROCESSES:
@@ -728,7 +779,7 @@ def _ears(here: Path, heard: list[str]) -> Callable[[str, tuple[Any, ...]], None
                 whole = os.path.realpath(path) if isinstance(path, str | os.PathLike) else ""
                 if whole and (event in CHANGES or arguments[2] & os.O_NOFOLLOW):  # of the link itself
                     whole = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-                if whole and not whole.startswith((inside, "/dev/")):
+                if whole and not whole.startswith(inside):
                     heard.append(f"{event} {whole}")
 
     return hook

@@ -73,7 +73,9 @@ def changed(data: bytes, edits: list[tuple[int, bytes, int]]) -> bytes:
 
 EDITS = st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=8), st.integers(0, 64)), min_size=1, max_size=4)
 TEXTS = st.sampled_from([b'""', b"null", b"-1", b"[]", b"{}", b"1e400", b"true", b"9" * 400, b"NaN", b'"_target_"', b"[[["])
-JSON_EDITS = st.lists(st.tuples(st.integers(0, 2**12), TEXTS | st.binary(max_size=4), st.integers(0, 40)), min_size=1, max_size=3)
+JSON_EDITS = st.lists(
+    st.tuples(st.integers(0, 2**12), TEXTS | st.binary(max_size=4), st.integers(0, 40)), min_size=1, max_size=3
+)
 
 
 def read(root: Path, name: str, edits: list[tuple[int, bytes, int]]) -> None:
@@ -122,7 +124,15 @@ def other_values(node: object, leaves: list[object], place: int) -> object:
     return walked(node)
 
 
-LEAVES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8) | st.builds(list) | st.builds(dict)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.builds(list)
+    | st.builds(dict)
+)
 
 
 def built(root: Path, place: int, leaf: object) -> None:

@@ -122,7 +122,9 @@ def sweep(folder: Path) -> Sweep:
 def read(folder: Path, name: str, points: int) -> Read:
     """The run of this folder. points: of all its curves together, about: they are thinned at once, a run may have millions."""
     if (link := _leads_out(folder)) is not None:
-        return Read(folder, name, problems=[f"{link.relative_to(folder)}: a link that leads out of the run, so nothing is read"])
+        return Read(
+            folder, name, problems=[f"{link.relative_to(folder)}: a link that leads out of the run, so nothing is read"]
+        )
     problems: list[str] = []
     status = _json(folder / "status.json", problems)
     config, text = _config(folder / "config.yaml", problems)
