@@ -10,12 +10,11 @@ from typing import Any, TextIO
 from diffusion_cli import storage
 from diffusion_cli.errors import StorageError
 
-
 FOLDERS = ("checkpoints", "samples", "tensorboard", "generated", "evaluated", "exported", "parts")
 
 
 def check_own(folder: Path) -> None:
-    """Raises StorageError where a folder of the run is a link that leads out of it: a run of somebody else's could write there."""
+    """Raises StorageError where a folder of the run is a link that leads out of it: a stranger's run could write there."""
     for path in (folder / name for name in FOLDERS):
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
             raise StorageError(

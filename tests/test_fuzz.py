@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile import GOLDEN, _encoded, signed
+from hostile_parts import GOLDEN, _encoded, signed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

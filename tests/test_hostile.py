@@ -10,6 +10,7 @@ from pathlib import Path
 import hostile
 import pytest
 from hostile import HARMLESS, KINDS, Case, Told
+from hostile_parts import PICKLES
 
 LATE = {"torch._dynamo", "PIL"}  # packages of which parts are imported by what fails in them
 
@@ -77,7 +78,7 @@ def test_there_are_enough_and_the_detector_hears(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path / "here")
     import pickle
 
-    pickle.loads(hostile.PICKLES["pickle"])
+    pickle.loads(PICKLES["pickle"])
     assert (tmp_path / "outside" / "owned").exists()
     case = Case("x", lambda here: [])
     assert wrong(case, Told("x", 0, "", ["os.system"], ["antigravity"], 1000, 0)) == [

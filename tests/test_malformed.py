@@ -1,4 +1,4 @@
-"""Every key of every command's config, given what it cannot be, is refused in a line that names it, before torch is imported."""
+"""Every key of every command's config, given what it cannot be, is refused in a line that names it, before torch."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ ASKED = {
     "export": ["ckpt=x"],
     "report": ["runs=[x]"],
 }
-NEVER = {"nan": math.nan, "-inf": -math.inf, "node": {"x": {"y": 1}}, "lists": [[["deep"]]], "target": {"_target_": "os.system"}}
+NEVER = {"nan": math.nan, "-inf": -math.inf, "node": {"x": {"y": 1}}, "lists": [[["deep"]]], "target": {"_target_": "os.abort"}}
 WORDS = ("name", "ckpt", "prompt", "negative", "licence", "runs")  # a number is a word there
 for command, words in ASKED.items():
     with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
