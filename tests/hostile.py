@@ -85,6 +85,8 @@ def _ears(here: Path, heard: list[str]) -> Callable[[str, tuple[Any, ...]], None
         elif event in CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
             for path in arguments[: 2 if event in ("os.rename", "os.link") else 1]:
                 whole = os.path.realpath(path) if isinstance(path, str | os.PathLike) else ""
+                if event == "open" and isinstance(path, str | os.PathLike) and os.path.islink(path):
+                    continue  # asked before the link is refused; `contents` says whether something was written through it
                 if whole and (event in CHANGES or arguments[2] & os.O_NOFOLLOW):  # of the link itself
                     whole = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
                 if whole and not whole.startswith(inside):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from hostile_parts import GOLDEN, _encoded, signed
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from diffusion_cli import checkpoint, cli, config
@@ -149,6 +149,7 @@ def built(root: Path, place: int, leaf: object) -> None:
 
 @settings(max_examples=FEW, suppress_health_check=HASTE)
 @given(st.integers(0, 150), LEAVES)
+@example(103, {})  # facts without any
 def test_any_other_value_in_a_config_is_refused_or_built(tmp_path: Path, place: int, leaf: object) -> None:
     built(tmp_path, place, leaf)
 
