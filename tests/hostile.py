@@ -187,7 +187,9 @@ def forked(case: Case, root: Path) -> Told:
         return Told(case.name, f"ended by {os.waitstatus_to_exitcode(status)}", "", [], [], more, 0)
     found = Told(*json.loads(text))._replace(more=round(more, 1), seconds=round(json.loads(text)[-1], 2))
     changed = contents(root / "outside") != contents(root.parent / "outside")
-    return found._replace(heard=[*found.heard, *["something outside was written"] * changed])
+    told = any(b"SECRET" in page.read_bytes() for page in here.rglob("report.html") if not page.is_symlink())
+    more_heard = ["something outside was written"] * changed + ["a report carries what lies outside"] * told
+    return found._replace(heard=[*found.heard, *more_heard])
 
 
 def held(which: int = 1) -> float:

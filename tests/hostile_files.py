@@ -156,7 +156,7 @@ def reports() -> Iterator[Case]:
         "laughs": {"config__yaml": LAUGH.encode()},
         "python": {"config__yaml": b"a: !!python/object/apply:os.system ['touch ../outside/owned']"},
         "module": {"config__yaml": b"a: !!python/module:antigravity"},
-        "deep yaml": {"config__yaml": b"[" * 50_000},
+        "deep yaml": {"config__yaml": b"[" * 50_000 + b"]" * 50_000},
         "large yaml": {"config__yaml": b"a: " + b"x" * 6_000_000},
         "merge": {"config__yaml": b"a: &a {b: 1}\n<<: *a\n"},
         "recursive": {"config__yaml": b"a: &a [*a]\n"},
