@@ -3,11 +3,14 @@
 The same for a run and for its checkpoint. An objective's constructor names the parts that it needs; the program makes those.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NotRequired, TypedDict
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from diffusion_cli.adapters import LoRA
 from diffusion_cli.build import build
@@ -27,6 +30,28 @@ from diffusion_cli.randomness import word_of
 from diffusion_cli.samplers import Sampler
 from diffusion_cli.schedules import Schedule
 from diffusion_cli.signatures import target_of
+
+
+@contextmanager
+def at_most(elements: int) -> Iterator[None]:
+    """Networks made in the block have not many more weights than that; a config that describes more takes no memory for them.
+
+    A tensor is asked before anything is written into it; twice as many may be made, since a constructor may replace what it
+    made at first. Raises ConfigError.
+    """
+    left = 2 * elements + 2**16
+
+    def ask(module: nn.Module, name: str, weight: torch.Tensor | None) -> None:
+        nonlocal left
+        left -= 0 if weight is None else weight.numel()
+        if left < 0:
+            raise ConfigError(f"its config describes a network of far more than the {elements:,} weights that are there")
+
+    handle = register_module_parameter_registration_hook(ask)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class CodecFacts(TypedDict):
@@ -88,7 +113,7 @@ def denoiser_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = 
     sizes = {"channels": channels, "image_size": size, "num_classes": len(facts["classes"]) if facts["taught"] else 0}
     if node["objective"].get("self_conditioning"):
         sizes["hint_channels"] = channels
-        _takes(node, "hint_channels", f"objective.self_conditioning={node['objective']['self_conditioning']:g}", "hint", trust)
+        _takes(node, "hint_channels", f"objective.self_conditioning={node['objective']['self_conditioning']}", "hint", trust)
     if texts["width"]:
         sizes["text_width"] = texts["width"]
         _takes(node, "text_width", "texts", "text", trust)

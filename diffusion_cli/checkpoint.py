@@ -168,7 +168,7 @@ def point(parent: Path, best: Mapping[str, Any] | None) -> None:
 def pointed(parent: Path) -> Path:
     """The folder of the best checkpoint. Raises Damaged where none is named."""
     step = _parsed(_read(parent / _BEST), parent / _BEST).get("step")
-    if not isinstance(step, int):
+    if not _is_step(step):
         raise Damaged(f"{parent / _BEST}: it names no step")
     return parent / f"step_{step:08d}"
 
@@ -212,11 +212,15 @@ def _manifest(folder: Path) -> dict[str, Any]:
     files = manifest.get("files")
     whole = isinstance(files, dict) and all(isinstance(f, dict) and {"bytes", "sha256"} <= f.keys() for f in files.values())
     named = whole and all(re.fullmatch(r"[a-z]+\.(safetensors|json)", name) for name in files)
-    if not named or manifest.get("format") != FORMAT or not isinstance(manifest.get("step"), int):
+    if not named or manifest.get("format") != FORMAT or not _is_step(manifest.get("step")):
         raise Damaged(f"{path}: not a manifest")
     if folder.name != f"step_{manifest['step']:08d}" and _NAME.fullmatch(folder.name):
         raise Damaged(f"{folder}: its manifest is of step {manifest['step']}")
     return manifest
+
+
+def _is_step(value: object) -> bool:
+    return type(value) is int and 0 <= value < 10**15
 
 
 def _verified(folder: Path, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:

@@ -13,6 +13,7 @@ from difflib import SequenceMatcher
 from functools import wraps
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from diffusion_cli import config, help, settings
 from diffusion_cli.errors import ConfigError, Stopped, UserError, advising_on_memory
@@ -25,6 +26,7 @@ _FLAGS = {  # Hydra's own, long and short: whether they take a value
     "--config-name": 1, "-cn": 1, "--config-dir": 1, "-cd": 1, "--info": 1, "-i": 1, "--experimental-rerun": 1,
 }  # fmt: skip
 
+_LARGEST_YAML = 100_000  # values
 _EXTRAS = {"submitit": "slurm", "ray": "ray"}  # how a launcher of Hydra's begins, and the extra that brings it
 
 
@@ -132,6 +134,7 @@ def _hydra(primary: str, task: Callable[..., object], argv: list[str]) -> None:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
+    _refuse_laughs(argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
     sys.argv[1:] = argv = _settled(argv) if is_multirun(argv) else argv
     refused: list[UserError] = []
@@ -150,6 +153,8 @@ def _hydra(primary: str, task: Callable[..., object], argv: list[str]) -> None:
         hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=primary)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_in_our_words(error, primary, argv)) from None
+    except RecursionError:
+        raise ConfigError("a YAML file is too deep, or names itself in its defaults") from None
     except Exception as error:
         if "Config group override must be" in str(error):  # a ValueError of Hydra's, without the group's name
             word = next((word for word in overrides(argv) if (config.CONFIGS / word.partition("=")[0]).is_dir()), "a group")
@@ -241,9 +246,7 @@ def _keys(primary: str, argv: Sequence[str], unknown: str) -> list[str]:
 
     GlobalHydra.instance().clear()
     groups = [str(path.relative_to(config.CONFIGS)) for path in config.CONFIGS.rglob("*") if path.is_dir()]
-    flags = ("--config-dir", "-cd")
-    own = [Path(folder).absolute() for flag, folder in pairwise(argv) if flag in flags]
-    own += [Path(word.partition("=")[2]).absolute() for word in argv if word.startswith("--config-dir=")]
+    own = _own_folders(argv)
     search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in own)}]"] if own else []
     words = [word for word in overrides(argv) if word.lstrip("+~").partition("=")[0].partition("@")[0] != unknown]
     with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
@@ -252,6 +255,36 @@ def _keys(primary: str, argv: Sequence[str], unknown: str) -> list[str]:
         except Exception:  # another word is wrong too: what is known without any of them
             composed = hydra.compose(primary)
     return [*settings.flat(OmegaConf.to_container(composed)), *groups]  # type: ignore[arg-type]
+
+
+def _own_folders(argv: Sequence[str]) -> list[Path]:
+    """Those of --config-dir."""
+    own = [Path(folder).absolute() for flag, folder in pairwise(argv) if flag in ("--config-dir", "-cd")]
+    return own + [Path(word.partition("=")[2]).absolute() for word in argv if word.startswith("--config-dir=")]
+
+
+def _refuse_laughs(argv: Sequence[str]) -> None:
+    """Raises ConfigError for YAML whose aliases stand for more than memory holds (a billion laughs), or for themselves."""
+    import yaml
+
+    for path in (path for folder in _own_folders(argv) for path in sorted(folder.rglob("*.yaml"))):
+        try:
+            text = path.read_text(encoding="utf-8")
+            if "*" in text and _written_out(yaml.compose(text, Loader=yaml.SafeLoader), {}) > _LARGEST_YAML:
+                raise ConfigError(f"{path}: its aliases stand for more than {_LARGEST_YAML:,} values")
+        except RecursionError:
+            raise ConfigError(f"{path}: too deep, or an alias that is in itself") from None
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # said by Hydra, if the file is asked for
+
+
+def _written_out(node: Any, known: dict[int, int]) -> int:
+    """How many values a node of YAML is without aliases."""
+    if id(node) not in known:
+        inside = node.value if isinstance(node.value, list) else []  # of a mapping pairs
+        parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(node)]
 
 
 def folder_name(words: Sequence[str]) -> str:

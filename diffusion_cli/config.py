@@ -260,7 +260,7 @@ def check_report(node: dict[str, Any]) -> settings.Report:
 def _with_ckpt(node: dict[str, Any]) -> dict[str, Any]:
     if node.get("ckpt") == "???":
         raise ConfigError("say which checkpoint: ckpt=outputs/<name>, a run or one of its checkpoints/step_... folders")
-    return {**node, "ckpt": str(node["ckpt"])}
+    return {**node, "ckpt": str(node["ckpt"]) if isinstance(node["ckpt"], int | float) else node["ckpt"]}
 
 
 def _beginning(node: Mapping[str, Any], edit: object) -> list[str]:

@@ -1,12 +1,14 @@
 """The trained model that a path or a name on the hub means, and the denoiser, classifier or autoencoder in it."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from diffusion_cli import checkpoint
 from diffusion_cli.adapters import merged
-from diffusion_cli.assembly import autoencoder_of, classifier_of, clip_of, denoiser_of, parts_of, tokenizer_of
+from diffusion_cli.assembly import at_most, autoencoder_of, classifier_of, clip_of, denoiser_of, parts_of, tokenizer_of
 from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint, Damaged
 from diffusion_cli.codecs import Codec
@@ -21,6 +23,9 @@ from diffusion_cli.pretrained.place import from_folder, from_hub, on_hub
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
 from diffusion_cli.signatures import did_you_mean
+from diffusion_cli.status import check_own
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def find(path: Path | str, word: str = "ckpt") -> Trained:
@@ -43,13 +48,13 @@ def checkpoint_at(path: Path, word: str = "ckpt") -> Checkpoint:
             raise ConfigError(f"{word}={path}: this run kept no best checkpoint; trainer.best=evaluate/x0_mse does") from None
     if (path / "manifest.json").exists() or path.name.startswith("step_"):
         try:
-            return checkpoint.load(path)
+            return _sound(checkpoint.load(path))
         except Damaged as error:
             raise StorageError(f"{word}={path} is damaged or incomplete: {error}") from None
     parent = path if path.name == "checkpoints" else path / "checkpoints"
     for candidate in checkpoint.good(parent):
         if isinstance(candidate, Checkpoint):
-            return candidate
+            return _sound(candidate)
         say(f"passed over a damaged checkpoint: {candidate}")
     if not path.exists():
         beside = sorted(p.parent.as_posix() for p in path.parent.glob("*/checkpoints")) if path.parent.is_dir() else []
@@ -60,21 +65,63 @@ def checkpoint_at(path: Path, word: str = "ckpt") -> Checkpoint:
     )
 
 
+_LARGEST = 4096  # pixels of a side, and channels: more is no model's, and takes all memory that there is
+_NODES = ("dataset", "schedule", "prediction", "model", "sampler", "guidance", "objective", "trainer", "loss")
+_MAYBE = ("adapter", "codec", "texts", "features")  # nodes that may be null
+
+
+def _sound(found: Checkpoint) -> Checkpoint:
+    """What a checkpoint says is of the kinds that a run writes: it may be a stranger's. Raises StorageError."""
+    check_own(found.run)
+    node, facts = found.config["config"], found.config["facts"]
+    strange = [key for key in _NODES if key in node and not isinstance(node[key], dict)]
+    strange += [key for key in _MAYBE if not isinstance(node.get(key), dict | None)]
+    strange += [] if isinstance(node.get("seed", 0), int) else ["seed"]
+    strange += [key for key in facts if not _right(key, facts[key], facts)]
+    if strange:
+        said = repr({**node, **facts}[strange[0]])
+        raise StorageError(f"{found.folder} cannot be used: its config.json says {strange[0]} = {said[:60]}")
+    return found
+
+
+def _right(key: str, value: Any, facts: Mapping[str, Any]) -> bool:
+    """Of one of the facts (assembly.Facts)."""
+
+    def counts(values: Any, length: int) -> bool:
+        whole = isinstance(values, list) and len(values) == length
+        return whole and all(type(one) is int and 0 < one <= _LARGEST for one in values)
+
+    match key:
+        case "channels" | "image_size":
+            return counts([value], 1)
+        case "classes":
+            return isinstance(value, list) and all(isinstance(name, str) for name in value)
+        case "taught":
+            known = range(len(facts["classes"])) if isinstance(facts.get("classes"), list) else ()
+            return isinstance(value, list) and all(type(label) is int and label in known for label in value)
+        case "codec":
+            return isinstance(value, dict) and isinstance(value.get("digest"), str) and counts(value.get("shape"), 3)
+        case "texts":
+            sizes = [value.get("width"), value.get("length")] if isinstance(value, dict) else None
+            return counts(sizes, 2) and isinstance(value.get("digest"), str)
+        case "fingerprint" | "tokenizer":
+            return isinstance(value, str)
+    return True
+
+
 def load_denoiser(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> Denoiser:
     """The trained denoiser in evaluation mode. weights: ema or raw. Raises StorageError."""
     _must_be("denoiser", found, trust, "choose a run that makes pictures")
-    denoiser = denoiser_of(found.config["config"], found.config["facts"], trust)
-    _fill(denoiser, found, "denoiser.", weights)
-    return denoiser
+    made = lambda: denoiser_of(found.config["config"], found.config["facts"], trust)  # noqa: E731
+    return _filled(made, found, "denoiser.", weights)
 
 
 def load_classifier(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> NoisyClassifier:
     """The trained classifier in evaluation mode. weights: ema or raw. Raises StorageError."""
     way_out = "train one with experiment=classifier_digits, or objective=classifying model=classifier on the same pictures"
     _must_be("classifier", found, trust, way_out)
-    classifier = classifier_of(found.config["config"], found.config["facts"], trust)
-    _fill(classifier, found, "classifier.", weights)
-    return classifier
+    made = lambda: classifier_of(found.config["config"], found.config["facts"], trust)  # noqa: E731
+    return _filled(made, found, "classifier.", weights)
 
 
 def load_codec(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> Codec:
@@ -83,17 +130,15 @@ def load_codec(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> Cod
         "train one with experiment=autoencoder_digits, or objective=autoencoding model=autoencoder_kl on the same pictures"
     )
     _must_be("autoencoder", found, trust, way_out)
-    codec = autoencoder_of(found.config["config"], found.config["facts"], trust)
-    _fill(codec, found, "autoencoder.", weights)
-    return codec
+    made = lambda: autoencoder_of(found.config["config"], found.config["facts"], trust)  # noqa: E731
+    return _filled(made, found, "autoencoder.", weights)
 
 
 def load_clip(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> tuple[Clip, Tokenizer]:
     """The trained encoders of pictures and texts in evaluation mode, and their tokenizer. Raises StorageError."""
     _must_be("clip", found, trust, "train one with objective=contrasting model=clip on pictures with captions")
     node, facts = found.config["config"], found.config["facts"]
-    clip = clip_of(node, facts, trust)
-    _fill(clip, found, "clip.", weights)
+    clip = _filled(lambda: clip_of(node, facts, trust), found, "clip.", weights)
     return clip, tokenizer_of(node, facts, trust)
 
 
@@ -133,15 +178,19 @@ def _must_be(wanted: str, found: Trained, trust: tuple[str, ...], way_out: str) 
     raise ConfigError(f"{found.folder} is no {KINDS[wanted][0].split(maxsplit=1)[1]} but {kind}: {said}")
 
 
-def _fill(model: nn.Module, found: Trained, prefix: str, weights: str) -> None:
-    """Loads what the objective kept under that prefix, for asking alone."""
+def _filled(made: Callable[[], Model], found: Trained, prefix: str, weights: str) -> Model:
+    """The model with what the objective kept under that prefix, for asking alone; never a larger one than was kept."""
     tensors = plain_weights(found, weights)
     own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     try:
+        with at_most(sum(value.numel() for value in own.values())):
+            model = made()
         model.load_state_dict(own)
+    except KeyError as error:
+        raise StorageError(f"{found.folder} is of another program: its config.json lacks {error.args[0]}") from None
     except RuntimeError as error:
         raise StorageError(f"{found.folder} cannot be used: {str(error).splitlines()[-1].strip()}") from None
-    model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def plain_weights(found: Trained, weights: str) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diffusion_cli import drawing, storage
 from diffusion_cli.distributed import process
-from diffusion_cli.status import locked, write_status
+from diffusion_cli.status import check_own, locked, write_status
 from diffusion_cli.status import status_of as status_of
 
 
@@ -41,6 +41,7 @@ class Run:
     """The folder of one run, open for this process alone."""
 
     def __init__(self, folder: Path):
+        check_own(folder)
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.samples = folder / "samples"
@@ -172,16 +173,21 @@ def _mark(row: Mapping[str, float]) -> frozenset[object]:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """Lines of a JSON-lines file, without one that a crash cut short."""
+    """Lines of figures, without one that a crash cut short, or that is none of ours."""
     if not path.is_file():
         return []
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if isinstance(json.loads(line), dict):
-                lines.append(line)
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if (
+            isinstance(row, dict)
+            and type(row.get("step")) is int
+            and all(isinstance(value, int | float) for value in row.values())
+        ):
+            lines.append(line)
     return lines
 
 

@@ -285,6 +285,11 @@ def did_you_mean(word: str, words: Collection[str]) -> str:
     return "there is " + ", ".join(sorted(words)) if words else "there is none"
 
 
+def _line(text: str) -> str:
+    """In one line, and without signs that a terminal would act on."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def target_of(node: object, path: str, trust: Collection[str] = ()) -> Signature:
     """The signature of a node's class; a ConfigError unless it is ours or of a trusted package."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
@@ -292,12 +297,12 @@ def target_of(node: object, path: str, trust: Collection[str] = ()) -> Signature
         raise ConfigError(f"{path}: a node with _target_ is expected here, not {node!r}")
     if target.partition(".")[0] not in (OWN, *trust):
         raise ConfigError(
-            f"{path}._target_ is {target}: only classes of {OWN} are built, or of a package named by trust=[package]"
+            f"{path}._target_ is {_line(target)}: only classes of {OWN} are built, or of a package named by trust=[package]"
         )
     try:
         return signature(target)
     except _Unreadable as error:
-        raise ConfigError(f"{path}._target_ is {target}: {error}") from None
+        raise ConfigError(f"{path}._target_ is {_line(target)}: {_line(str(error))}") from None
 
 
 def check(node: object, base: str, path: str, given: Collection[str] = (), trust: Collection[str] = ()) -> list[str]:

@@ -10,6 +10,17 @@ from typing import Any, TextIO
 from diffusion_cli import storage
 from diffusion_cli.errors import StorageError
 
+FOLDERS = ("checkpoints", "samples", "tensorboard", "generated", "evaluated", "exported", "parts")
+
+
+def check_own(folder: Path) -> None:
+    """Raises StorageError where a folder of the run is a link that leads out of it: a stranger's run could write there."""
+    for path in (folder / name for name in FOLDERS):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise StorageError(
+                f"{path} is a link that leads out of the run: remove it; a whole run may lie elsewhere, by outputs="
+            )
+
 
 def write_status(folder: Path, state: str, step: int, **facts: Any) -> None:
     """running, finished, preempted, pruned or failed: for whoever asks from outside. pid: whose word it is."""
@@ -21,7 +32,7 @@ def status_of(folder: Path) -> dict[str, Any]:
     """What status.json says; nothing where there is none."""
     try:
         found = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -38,7 +49,7 @@ def locked(folder: Path) -> TextIO:
     """An open file whose lock the operating system lets go with the process, however it ends."""
     path = folder / ".lock"
     with storage.named("lock", path):
-        file = path.open("a+")
+        file = open(path, "a+", opener=storage.no_link)  # noqa: SIM115 (it is held)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)

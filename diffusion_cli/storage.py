@@ -31,6 +31,11 @@ def named(operation: str, path: Path, size: int = 0) -> Iterator[None]:
         raise StorageError(f"cannot {operation} {path}: {error.strerror or error}{room}") from error
 
 
+def no_link(path: str, flags: int) -> int:
+    """For open(): a link in the place of a file is refused; in a folder of somebody else's it could lead anywhere."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def make_folder(path: Path) -> None:
     """With those around it, each on the disk before anything is in it."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -67,7 +72,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    with named("write", path, len(line)), path.open("a", encoding="utf-8") as file:
+    with named("write", path, len(line)), open(path, "a", encoding="utf-8", opener=no_link) as file:
         file.write(line)
 
 
@@ -161,7 +166,7 @@ def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _write_synced(path: Path, data: bytes, needed: int | None = None) -> None:
-    with named("write", path, len(data) if needed is None else needed), path.open("wb") as file:
+    with named("write", path, len(data) if needed is None else needed), open(path, "wb", opener=no_link) as file:
         file.write(data)
         file.flush()
         watch("sync", path)

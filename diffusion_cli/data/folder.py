@@ -116,7 +116,7 @@ def _stated(file: Path, rows_of: Callable[[Path], Iterator[dict]]) -> Iterator[E
     try:
         for number, row in enumerate(rows_of(file), 1):
             name = row.get("file_name") if isinstance(row, dict) else None
-            if not name:
+            if not name or not isinstance(name, str):
                 raise ValueError(f"entry {number} has no file_name")
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise ValueError(f"entry {number} leads out of the folder: {name}")
@@ -124,5 +124,5 @@ def _stated(file: Path, rows_of: Callable[[Path], Iterator[dict]]) -> Iterator[E
             yield Entry(
                 str(file.parent / name), None if label in (None, "") else str(label), None if text is None else str(text)
             )
-    except (OSError, ValueError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except (OSError, ValueError, RecursionError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise DataError(f"{file}: {error}") from None

@@ -50,7 +50,8 @@ def weights_in(folder: Path, stem: str = STEM) -> list[Path]:
     """The safetensors files of a network: one, or several that an index names. Raises ConfigError, StorageError."""
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        names = sorted({str(name) for name in dict(parsed(index).get("weight_map") or {}).values()})
+        weight_map = parsed(index).get("weight_map")
+        names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
         paths = [folder / Path(name).name for name in names]  # a name cannot lead out of the folder
         lacking = [path.name for path in paths if not path.is_file()]
         if lacking or not paths:

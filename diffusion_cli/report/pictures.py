@@ -12,6 +12,7 @@ from PIL import Image
 from diffusion_cli.report.reading import Still
 
 BUDGET = 10_000_000  # bytes of all pictures, before base64 makes four of three
+FORMATS = ("PNG", "GIF")  # what a run writes; other decoders of Pillow start programs (PostScript)
 _PIXELS = 50_000_000  # of all pictures: what a lossy WebP of that budget can show
 _WIDEST = 1200  # pixels of one: more than a page shows
 _HUGE = 100_000_000  # pixels of a file: more is not ours
@@ -60,7 +61,7 @@ def share(count: int) -> Share:
 def webp(still: Still, allowed: Share) -> Picture:
     """The picture within its share: without loss where that fits, else smaller and lossy. Raises Unreadable."""
     try:
-        with Image.open(still.path) as file:
+        with Image.open(still.path, formats=FORMATS) as file:
             if file.width * file.height > _HUGE:
                 raise Unreadable(f"{file.width} x {file.height} pixels are too many")
             if still.frame:

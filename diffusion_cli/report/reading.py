@@ -22,6 +22,7 @@ from diffusion_cli.settings import flat
 _PREVIEW = re.compile(r"(\w+?)_(\d{4,})\.png")
 _DEPTH = 4  # folders below the one that was named: outputs/<sweep>/<job>, and a level more on either side
 _NUMBERS = {int, float}
+_DEEPEST = 50  # levels of a config
 _LARGEST = 5_000_000  # bytes of a config or a JSON file: more is not ours
 _JSON = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 17 else float(digits))  # 10^400 is infinite
 Curve = list[tuple[float, float]]  # (step, value)
@@ -120,6 +121,10 @@ def sweep(folder: Path) -> Sweep:
 
 def read(folder: Path, name: str, points: int) -> Read:
     """The run of this folder. points: of all its curves together, about: they are thinned at once, a run may have millions."""
+    if (link := _leads_out(folder)) is not None:
+        return Read(
+            folder, name, problems=[f"{link.relative_to(folder)}: a link that leads out of the run, so nothing is read"]
+        )
     problems: list[str] = []
     status = _json(folder / "status.json", problems)
     config, text = _config(folder / "config.yaml", problems)
@@ -135,6 +140,13 @@ def read(folder: Path, name: str, points: int) -> Read:
         _generated(folder, problems),
         problems,
     )
+
+
+def _leads_out(folder: Path) -> Path | None:
+    """A link among what is read that would bring something else of this machine into a page that is passed on."""
+    read = ("*", "samples/*.png", "evaluated/*.json", "generated/*", "generated/*/*.json", "generated/*/grid.png")
+    links = (path for pattern in read for path in folder.glob(pattern) if path.is_symlink())
+    return next((path for path in links if not path.resolve().is_relative_to(folder.resolve())), None)
 
 
 def _text(path: Path) -> str:
@@ -163,8 +175,7 @@ def _config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times faster
     try:
         text = _text(path)
-        if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=loader)):
-            raise ValueError("it has aliases")
+        _check_plain(text, loader)
         node = yaml.load(text, Loader=loader)
         if not isinstance(node, dict):
             raise ValueError("not a node of settings")
@@ -174,6 +185,15 @@ def _config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problems.append(_damaged(path, error))
         return {}, ""
+
+
+def _check_plain(text: str, loader: Any) -> None:
+    """Raises ValueError for aliases, and for depths at which the loader's own stack ends, and the process with it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST:
+            raise ValueError("it has aliases" if depth <= _DEEPEST else f"deeper than {_DEEPEST} levels")
 
 
 def _metrics(path: Path, problems: list[str]) -> dict[str, Curve]:
@@ -233,7 +253,7 @@ def _frames(path: Path) -> int:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("GIF",)) as image:
             return min(getattr(image, "n_frames", 1), 1000)
     except (OSError, ValueError, Image.DecompressionBombError):
         return 1  # whoever opens the one frame says what is wrong

@@ -64,7 +64,7 @@ def standing(job: Job) -> Standing:
     """How far the job is, by what lies in its folder. Raises ConfigError where that is a run with other settings."""
     try:
         before = yaml.safe_load((job.folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, RecursionError, yaml.YAMLError):
         return "missing"
     if not isinstance(before, dict):
         return "missing"

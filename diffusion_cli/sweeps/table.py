@@ -90,7 +90,7 @@ def _row(run: Path, status: Mapping[str, Any], given: Mapping[str, str], swept: 
     missing = [key for key in swept if key not in given]  # a run of an earlier launch that swept other keys
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) if missing else {}
-    except (OSError, yaml.YAMLError):
+    except (OSError, RecursionError, yaml.YAMLError):
         config = {}
     row |= {f"swept.{key}": given[key] if key in given else cell(config, key) for key in swept}
     row |= {f"figures.{key}": f"{value:.5g}" for key, value in status.get("figures", {}).items()}
