@@ -278,7 +278,7 @@ class Several(Group):
         """Ends the process where the next one stands still, or the store. A thread: a store that hangs does not answer."""
         heard, rounds, looks = self.heard, self.rounds, 0  # looks, not seconds: they come slowly too on a busy machine
         while not self.over.wait(PULSE):
-            if self.heard != heard or self.heard < 1:  # or it has not begun
+            if self.heard != heard or not dist.is_initialized():  # or not all have come
                 heard, rounds, looks = self.heard, self.rounds, 0
                 continue
             looks += 1
