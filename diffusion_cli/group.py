@@ -296,10 +296,10 @@ class Several(Group):
     def _end(self, code: int, said: str, silent: bool) -> None:
         if not silent:
             print(f"diffusion-train: {said}", file=sys.stderr, flush=True)
-        if self.folder is not None:
+        time.sleep(2 * PULSE)  # for who spoke, and for all to read it
+        if self.folder is not None:  # last, for the other thread may have noted what broke
             with suppress(StorageError):
                 note_failure(self.folder, said, "preempted" if code > 128 else "failed", code=code)
-        time.sleep(2 * PULSE)  # for who spoke, and for all to read it
         os._exit(code)
 
 
