@@ -278,7 +278,7 @@ class Several(Group):
         """Ends the process where the next one stands still, or the store. A thread: a store that hangs does not answer."""
         heard, rounds, looks = self.heard, self.rounds, 0  # looks, not seconds: they come slowly too on a busy machine
         while not self.over.wait(PULSE):
-            if self.heard != heard or self.heard < 1:  # or it has not begun
+            if self.heard != heard or not dist.is_initialized():  # or not all have come
                 heard, rounds, looks = self.heard, self.rounds, 0
                 continue
             looks += 1
@@ -296,10 +296,10 @@ class Several(Group):
     def _end(self, code: int, said: str, silent: bool) -> None:
         if not silent:
             print(f"diffusion-train: {said}", file=sys.stderr, flush=True)
-        if self.folder is not None:
+        time.sleep(2 * PULSE)  # for who spoke, and for all to read it
+        if self.folder is not None:  # last, for the other thread may have noted what broke
             with suppress(StorageError):
                 note_failure(self.folder, said, "preempted" if code > 128 else "failed", code=code)
-        time.sleep(2 * PULSE)  # for who spoke, and for all to read it
         os._exit(code)
 
 
