@@ -10,6 +10,7 @@ the plain network's weights of them, W + (alpha / r) B A, by which such a run is
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -47,7 +48,7 @@ class LoRA:
             raise ValueError(f"targets names {', '.join(strange) or 'nothing'}, and this network's layers are {there}")
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # it is only divided by r
+            lora_alpha=cast(Any, self.alpha),  # it is only divided by r
             lora_dropout=self.dropout,
             target_modules="|".join(map(re.escape, chosen)),
         )
