@@ -56,17 +56,17 @@ class Stopped(UserError):
 
 
 _NO_MEMORY = re.compile(  # the last is what oneDNN says
-    r"out of memory|can't allocate memory|not enough memory|array is too big|_ALLOC_FAILED|"
+    r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED|"
     r"could not (create|execute) a primitive",
     re.IGNORECASE,
 )
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether it says that an allocation failed: of Python, NumPy, torch on a CPU (a RuntimeError) or a GPU."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | ValueError) and bool(_NO_MEMORY.search(str(error)))
-    )
+    """Whether it says that an allocation failed: of Python, NumPy (a ValueError), torch on a CPU (a RuntimeError) or a GPU."""
+    if isinstance(error, ValueError):
+        return "array is too big" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
 @contextmanager
