@@ -86,7 +86,7 @@ class Clip(OfRun):
 
 @dataclass(frozen=True)
 class TextEncoder(Stage):
-    """CLIP's or T5's text encoder of transformers; the words are those of conditioning.Pretrained."""
+    """CLIP's, T5's or a sentence encoder of transformers; the words are those of conditioning.Pretrained."""
 
     name: str
     tokenizer: str | None = None

@@ -14,6 +14,8 @@ from diffusion_cli.conditioning import ClipText, Conditioner, Pretrained, Prompt
 from diffusion_cli.errors import ConfigError, StorageError
 from diffusion_cli.models.clip import END, PAD, START, Clip
 
+ENCODERS_HERE = ("clip", "t5", "umt5", "bert", "mpnet")
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
@@ -62,10 +64,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, (encoder, tokenizer) in encoders().items():
         encoder.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    return {name: folder / name for name in ("clip", "t5", "umt5")}
+    return {name: folder / name for name in ENCODERS_HERE}
 
 
-@pytest.fixture(params=["own", "clip", "t5", "umt5"])
+@pytest.fixture(params=["own", *ENCODERS_HERE])
 def conditioner(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Conditioner:
     if request.param == "own":
         return clip_text(tokenizer)

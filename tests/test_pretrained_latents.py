@@ -425,7 +425,7 @@ VAE, UNET, TEXT = "vae/config.json", "unet/config.json", "text_encoder/config.js
         (UNET, {"cross_attention_dim": 32}, "its network reads tokens of width 32, and its texts have 16"),
         (UNET, {"cross_attention_dim": [16, 16]}, r"cross_attention_dim \[16, 16\], and tokens of one stated width"),
         (UNET, {"_class_name": "UNet2DModel", "class_embed_type": None}, "its network reads no texts"),
-        (TEXT, {"model_type": "bert"}, "its text encoder is a bert, and clip, "),
+        (TEXT, {"model_type": "gpt2"}, "its text encoder is a gpt2, and clip, "),
         (TEXT, {"hidden_size": None}, "does not say how wide"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Text encoders of transformers with random weights, each with its tokenizer: a CLIP's, a T5 and a UMT5."""
+"""Text encoders of transformers with random weights, each with its tokenizer: a CLIP's, T5, UMT5, BERT and MPNet."""
 
 from typing import Any
 
@@ -16,8 +16,12 @@ def encoders() -> dict[str, tuple[Any, Any]]:
     from tokenizers import Tokenizer as Made
     from tokenizers import processors
     from transformers import (
+        BertConfig,
+        BertModel,
         CLIPTextConfig,
         CLIPTextModel,
+        MPNetConfig,
+        MPNetModel,
         PreTrainedTokenizerFast,
         T5Config,
         T5EncoderModel,
@@ -36,9 +40,12 @@ def encoders() -> dict[str, tuple[Any, Any]]:
     )  # fmt: skip
     keys = {"d_model": WIDTH, "d_ff": 16, "d_kv": 8, "num_layers": 2, "num_heads": 2, "vocab_size": size, "pad_token_id": PAD}
     t5, umt5 = T5EncoderModel(T5Config(**keys)), UMT5EncoderModel(UMT5Config(**keys))
+    layers = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    bert = BertModel(BertConfig(**layers, vocab_size=size, pad_token_id=PAD, max_position_embeddings=LENGTH))
+    mpnet = MPNetModel(MPNetConfig(**layers, vocab_size=size, pad_token_id=PAD, max_position_embeddings=LENGTH + PAD + 1))
     found = {}
-    for name, encoder in (("clip", clip), ("t5", t5), ("umt5", umt5)):
-        template = "<|start|> $A <|end|>" if name == "clip" else "$A <|end|>"
+    for name, encoder in (("clip", clip), ("t5", t5), ("umt5", umt5), ("bert", bert), ("mpnet", mpnet)):
+        template = "$A <|end|>" if name.endswith("t5") else "<|start|> $A <|end|>"
         base.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
         fast = PreTrainedTokenizerFast(
             tokenizer_object=base, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|pad|>", model_max_length=LENGTH

@@ -1,4 +1,4 @@
-"""Text encoders of transformers as conditioners: CLIP's and T5's, from a folder or from the hub's local cache.
+"""Text encoders of transformers as conditioners: CLIP's, T5's, those of sentences; from a folder or the hub's local cache.
 
 Weights are safetensors, and no code is taken from the folder. Rombach et al. 2022 condition on CLIP's tokens after the last
 norm, Saharia et al. 2022 on T5's; a T5 sees all of a text at once and is told which tokens are padding.
@@ -78,8 +78,17 @@ def _encoder(kind: str, folder: Path) -> nn.Module:
     return found.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
 
 
-# model_type of a config.json -> the class of transformers that holds the text encoder alone
-ENCODERS = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
+# model_type of a config.json -> the class of transformers that holds the text encoder alone; the last three are what
+# sentence encoders are made of
+ENCODERS = {
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+    "t5": "T5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "bert": "BertModel",
+    "distilbert": "DistilBertModel",
+    "mpnet": "MPNetModel",
+}
 
 
 def _kind(folder: Path) -> str:
