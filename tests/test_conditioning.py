@@ -146,8 +146,8 @@ def test_pickles_and_other_kinds_are_refused(folders: dict[str, Path], tmp_path:
     with pytest.raises(StorageError, match="cannot be used") as caught:
         Pretrained(str(tmp_path))
     assert len(str(caught.value).splitlines()) == 1
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ConfigError, match="is a bert: there is clip"):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ConfigError, match="is a gpt2: there is clip"):
         Pretrained(str(tmp_path))
     with pytest.raises(ConfigError, match="hf download no/such --include"):
         Pretrained("no/such")

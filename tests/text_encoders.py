@@ -6,6 +6,7 @@ import torch
 
 from diffusion_cli.conditioning import learned
 from diffusion_cli.models.clip import END, PAD, START
+from diffusion_cli.vision import mend_torchvision
 
 TEXTS = ["grinning face", "grinning cat", "cat face", "the moon, half seen", "face of a cat"] * 3
 WIDTH, LENGTH = 16, 12
@@ -13,6 +14,7 @@ WIDTH, LENGTH = 16, 12
 
 def encoders() -> dict[str, tuple[Any, Any]]:
     """By model_type: encoder and tokenizer."""
+    mend_torchvision()  # transformers imports it
     from tokenizers import Tokenizer as Made
     from tokenizers import processors
     from transformers import (
