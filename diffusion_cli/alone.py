@@ -6,9 +6,7 @@ from typing import Any
 
 from diffusion_cli import checkpoint
 from diffusion_cli.checkpoint import Checkpoint
-from diffusion_cli.pretrained.trained import Trained
-
-GROUPS = {"ema": "average", "raw": "weights"}
+from diffusion_cli.pretrained.trained import GROUPS, Trained
 
 
 def alone(found: Trained, part: str, weights: str) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ from diffusion_cli.models import Clip
 from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.pretrained.pipelines import is_pipeline
 from diffusion_cli.pretrained.place import from_folder, from_hub, on_hub
-from diffusion_cli.pretrained.trained import Trained
+from diffusion_cli.pretrained.trained import GROUPS, Trained
 from diffusion_cli.runs import say
 from diffusion_cli.signatures import did_you_mean
 from diffusion_cli.status import check_own
@@ -195,15 +195,14 @@ def _filled(made: Callable[[], Model], found: Trained, prefix: str, weights: str
 
 def plain_weights(found: Trained, weights: str) -> dict[str, Tensor]:
     """All that the objective kept, adapters merged into what they adapt. weights: ema or raw. Raises StorageError."""
-    names = {"ema": "average", "raw": "weights"}
     try:
-        there = [word for word, name in names.items() if name in found.groups()]
+        there = [word for word, name in GROUPS.items() if name in found.groups()]
         if there and weights not in there:
             raise StorageError(
                 f"{found.folder} cannot be used with weights={weights}, which it was exported without: write weights={there[0]}"
             )
         adapter = found.config["config"].get("adapter")
-        tensors = found.tensors(names[weights])
+        tensors = found.tensors(GROUPS[weights])
         return tensors if adapter is None else merged(tensors, adapter["alpha"])
     except (Damaged, RuntimeError, KeyError) as error:
         raise StorageError(f"{found.folder} cannot be used: {str(error).splitlines()[-1].strip()}") from None

@@ -32,8 +32,8 @@ def named(node: Mapping[str, Any], group: str = "") -> dict[str, Any]:
 
 
 def _agreeing(group: str, option: Mapping[str, Any], node: Mapping[str, Any]) -> int:
-    """How many values are equal, less those that are not. `steps` says how long and not what."""
-    said = [key for key in option.keys() & node.keys() if key not in ("_target_", "steps")]
+    """How many values are equal, less those that are not. `steps` says how long, and `lr` how fast, and not what."""
+    said = [key for key in option.keys() & node.keys() if key not in ("_target_", "steps", "lr")]
     own = {key: option_of(f"{group}/{key}", part) if _builds(part := node[key]) else part for key in said}
     return sum(1 if option[key] == own[key] else -1 for key in said)
 

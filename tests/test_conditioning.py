@@ -117,6 +117,12 @@ def test_a_shorter_length_can_be_asked_for(folders: dict[str, Path]) -> None:
         Pretrained(str(folders["clip"]), length=13)
 
 
+def test_positions_of_mpnet_begin_after_that_of_padding(folders: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"length is 13, and the text encoder .* reads 12 tokens at most"):
+        Pretrained(str(folders["mpnet"]), length=13)
+    assert Pretrained(str(folders["mpnet"]), length=12).encode(["face cat " * 9]).isfinite().all()
+
+
 def test_the_tokenizer_may_lie_elsewhere(folders: dict[str, Path], tmp_path: Path) -> None:
     """As in a diffusers pipeline: text_encoder/ and tokenizer/."""
     for name in ("config.json", "model.safetensors"):

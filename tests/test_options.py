@@ -24,6 +24,7 @@ def test_parts_are_named(option: str) -> None:
 
 
 def test_changed_values_keep_the_name() -> None:
+    assert named(compose("optimizer=adamw", "optimizer.lr=1e-3"))["optimizer"]["_target_"] == "adamw"
     node = named(compose("sampler=ddpm", "sampler.steps=7", "sampler.clip=false", "model=unet_attn", "model.width=64"))
     assert (node["sampler"]["_target_"], node["model"]["_target_"]) == ("ddpm", "unet_attn")
 

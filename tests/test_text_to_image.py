@@ -1,5 +1,6 @@
 """Latents and texts: frozen parts that the run carries, and all that works on pixels and labels working on them."""
 
+import contextlib
 import errno
 import json
 import shutil
@@ -227,6 +228,22 @@ def test_samples_are_scored_by_their_captions(place: Place) -> None:
     assert said["figures"]["x0_mse"]["value"] > 0
     with pytest.raises(ConfigError, match="works in latents"):
         evaluate(config.check_evaluate(compose(words[0], "metrics=[bits]", "device=cpu", primary="evaluate")))
+
+
+def test_bare_weights_answer_as_the_run_by_the_lines_of_their_card(place: Place, tmp_path: Path) -> None:
+    words = (f"ckpt={place.outputs / 'run'}", "to=safetensors", f"out={tmp_path / 'e'}")
+    folder = export(config.check_export(compose(*words, primary="export")))
+    card = (folder / "README.md").read_text()
+    assert "Without the autoencoder of its latents" in card and "Without what makes tokens of texts" in card
+    code, found = card.partition("```python\n")[2].partition("```")[0], {}
+    with contextlib.chdir(folder):
+        exec(code, found)
+    wanted, x, t = load_denoiser(find(place.outputs / "run"), "ema"), torch.randn(2, 2, 8, 8), torch.tensor(0.5)
+    told = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        assert torch.equal(found["denoiser"](x, t), wanted(x, t)) and torch.equal(
+            found["denoiser"](x, t, told), wanted(x, t, told)
+        )
 
 
 @pytest.mark.parametrize("part", ["codec", "texts"])

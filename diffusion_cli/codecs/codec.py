@@ -6,9 +6,12 @@ x        [B, *shape(C, H)] float32, of about zero mean and unit variance: what s
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from diffusion_cli.randomness import Source
+
+TOGETHER = 16  # pictures
 
 
 class Codec(nn.Module, ABC):
@@ -32,6 +35,15 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
         """x -> pictures [B, C, H, W], not clamped. The gradient passes: guidance by the decoded picture needs it."""
+
+    def pictures(self, x: Tensor) -> Tensor:
+        """The same a few at a time: a decoder needs more memory than a denoiser."""
+        return torch.cat([self.decode(part) for part in x.split(TOGETHER)])
+
+    @property
+    def device(self) -> torch.device:
+        """Where what is encoded has to lie."""
+        return next((one.device for one in self.buffers()), torch.device("cpu"))
 
 
 class Pixels(Codec):

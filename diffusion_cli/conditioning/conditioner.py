@@ -45,7 +45,7 @@ class Conditioner(nn.Module, ABC):
         tokens = self.tokenised(texts)
         for text, dropped in zip(texts, tokens.dropped, strict=True):
             if dropped:
-                said = f"a text is longer than {self.length} tokens: {_short(text)!r} is cut, and this is dropped: {dropped!r}"
+                said = f"a text is longer than {self.length} tokens: {short(text)!r} is cut, and this is dropped: {dropped!r}"
                 warnings.warn(said, PromptCut, stacklevel=3)  # past no_grad
         here = next(self.parameters()).device
         ids, mask = tokens.ids.to(here), tokens.mask.to(here)  # [B, L]
@@ -65,5 +65,6 @@ def trimmed(tokens: Tensor) -> Tensor:
     return tokens[:, : int(used.max()) + 1 if len(used) else 1]
 
 
-def _short(text: str, most: int = 40) -> str:
+def short(text: str, most: int = 40) -> str:
+    """As a message or a drawing shows it."""
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -50,6 +50,8 @@ class Pretrained(Conditioner):
         stated_by: Any = encoder.config
         self.width = int(stated_by.hidden_size)
         places = getattr(stated_by, "max_position_embeddings", None)  # T5 has none: its positions are relative
+        if kind == "mpnet":  # which counts them from the one after that of padding
+            places -= stated_by.pad_token_id + 1
         stated = [n for n in (places, words.model_max_length) if n is not None and n < LONGEST]
         most = min(stated, default=512)
         if length is not None and places is not None and length > places:

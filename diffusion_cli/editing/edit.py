@@ -63,9 +63,8 @@ class Edit(ABC):
     @cached_property
     def start(self) -> Tensor:
         """[C, H, W]: the guess, as it is diffused."""
-        here = next((one.device for one in self.codec.buffers()), self.guess.device)
         with torch.no_grad():
-            return self.codec.encode(self.guess[None].to(here))[0].cpu()
+            return self.codec.encode(self.guess[None].to(self.codec.device))[0].cpu()
 
     def finished(self, pictures: Tensor) -> Tensor:
         """Pictures [B, C, H, W] that agree with what is known, decoded latents too."""

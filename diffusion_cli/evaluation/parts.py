@@ -2,7 +2,7 @@
 reconstructions of an autoencoder are from the pictures themselves."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -89,7 +89,7 @@ def of_samples(found: Trained, dataset: Dataset, wanted: Measurement, metrics: l
     warn(metrics, n)
     times = f", {settings.repeats} times" if settings.repeats > 1 else ""
     say(f"{n:,} samples{times} in {maker.sampler.steps} steps beside the {len(pictures):,} pictures of the {split} split")
-    stages = stages_of(found, settings.trust).to(compute.device)
+    stages = replace(stages_of(found, settings.trust, without=("codec",)).to(compute.device), codec=maker.codec)
     texts = captions(pictures) if stages.texts is not None else ()
     samples = Samples(
         maker.denoiser, stages, maker.sampler, maker.guidance, maker.helper, shares, texts, settings.seed, compute

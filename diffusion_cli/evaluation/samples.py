@@ -68,7 +68,7 @@ class Samples:
         source = Source(self.seed, ids.to(self.compute.device))
         with torch.inference_mode(), self.compute.precision():
             states = walk(self.denoiser, self.sampler, source, self.told(ids), self.guidance, helper=self.helper)
-            return to_uint8(self.stages.codec.decode(last(states).x))
+            return to_uint8(self.stages.codec.pictures(last(states).x))
 
 
 def shares_of(pictures: Pictures) -> Tensor:

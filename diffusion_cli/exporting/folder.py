@@ -7,8 +7,9 @@ import json
 
 import safetensors.torch
 
-from diffusion_cli.alone import GROUPS, alone, portable
+from diffusion_cli.alone import alone, portable
 from diffusion_cli.exporting.parcel import Model, Parcel
+from diffusion_cli.pretrained.trained import GROUPS
 from diffusion_cli.stages import FOLDER
 
 
@@ -45,9 +46,13 @@ def safetensors_file(model: Model) -> Parcel:
     """model.safetensors: the network's own names; the config and the facts of the data in its header."""
     about = {"config": portable(model.node), "facts": model.facts, "weights": model.settings.weights, "step": model.found.step}
     tensors = {name: value.contiguous() for name, value in model.denoiser.network.state_dict().items()}
+    told, empty = "labels", ""
+    if "texts" in model.facts:
+        tensors["null"] = model.denoiser.null
+        told, empty = "tokens", 'denoiser.null.copy_(weights.pop("null"))  # the tokens of the empty text\n'
     data = safetensors.torch.save(tensors, {"format": "pt", "diffusion_cli": json.dumps(about)})
     use = f"""`model.safetensors` holds the network's weights, and in its header the config, as JSON under `diffusion_cli`.
-With `pip install diffusion-cli` it is a denoiser again, `denoiser(x, t, labels) -> x0`, t from 0 (data) to 1 (noise):
+With `pip install diffusion-cli` it is a denoiser again, `denoiser(x, t, {told}) -> x0`, t from 0 (data) to 1 (noise):
 
 ```python
 import json
@@ -58,9 +63,11 @@ with safe_open("model.safetensors", "pt") as file:
     about = json.loads(file.metadata()["diffusion_cli"])
     weights = {{name: file.get_tensor(name) for name in file.keys()}}
 denoiser = denoiser_of(about["config"], about["facts"]{_trusted(model)}).eval()
-denoiser.network.load_state_dict(weights)
+{empty}denoiser.network.load_state_dict(weights)
 ```"""
-    return Parcel({"model.safetensors": data}, use, "diffusion-cli", ("safetensors",))
+    parts = {"codec": "the autoencoder of its latents", "texts": "what makes tokens of texts"}
+    limits = tuple(f"Without {what}: to=folder carries it." for fact, what in parts.items() if fact in model.facts)
+    return Parcel({"model.safetensors": data}, use, "diffusion-cli", ("safetensors",), limits)
 
 
 def _trusted(model: Model) -> str:

@@ -18,6 +18,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from diffusion_cli import drawing
+from diffusion_cli.conditioning import short
 from diffusion_cli.conditioning.tokenizer import SMALLEST, Tokenizer
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.data.pixels import to_float
@@ -112,7 +113,7 @@ class Contrasting(Objective):
             for place in range(len(colour)):
                 if right[place]:
                     _frame(colour[place])
-            key = f"{row + 1}  {name if len(name) <= 40 else name[:37] + '...'}"
+            key = f"{row + 1}  {short(name)}"
             named[key] = colour
             said[key] = [f"{value:.2f}" for value in cosine[row].tolist()]
         return {"found": drawing.rows(named, captions=said)}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffusion_cli import drawing
 from diffusion_cli.codecs import Codec, Pixels
-from diffusion_cli.conditioning import Conditioner
+from diffusion_cli.conditioning import Conditioner, short
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.data.streaming import mended
@@ -170,7 +170,7 @@ class Denoising(Objective):
         states = walk(self.denoiser, self.sampler, source, told, self.guidance)
         wanted = set(drawing.evenly(9, self.sampler.steps + 1))
         seen = [state for state in states if state.step in wanted]
-        samples = to_uint8(self.codec.decode(seen[-1].x))
+        samples = to_uint8(self.codec.pictures(seen[-1].x))
         drawn = by_caption(samples, asked) if asked else drawing.grid(samples, columns_for(told))
         steps = trajectory([pictured(state, self.codec, 4) for state in seen])
         return {"samples": drawn, "steps": steps, "denoised": self._denoised(pictures, source)}
@@ -237,8 +237,7 @@ def by_caption(samples: Tensor, texts: Sequence[str]) -> Image:
     """A row for each text, which SAMPLES neighbours share."""
     named = {}
     for first in range(0, len(samples), SAMPLES):
-        text = texts[first] if len(texts[first]) <= 40 else texts[first][:37] + "..."
-        named[f"{first // SAMPLES + 1}  {text}"] = samples[first : first + SAMPLES]
+        named[f"{first // SAMPLES + 1}  {short(texts[first])}"] = samples[first : first + SAMPLES]
     return drawing.rows(named)
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from diffusion_cli.checkpoint import Damaged
 
+GROUPS = {"ema": "average", "raw": "weights"}  # the words of the command line -> the tensors of a checkpoint
+
 
 class Trained(Protocol):
     """config: {"config": nodes, "facts": facts of the data}. digest: names these very weights. See checkpoint.Checkpoint."""

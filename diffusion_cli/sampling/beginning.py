@@ -35,11 +35,7 @@ class Space:
         """[1, *shape]: the point of a picture."""
         with torch.no_grad():
             picture = original.pixels(original.size)
-            return self.codec.encode(picture.to(device_of(self.codec))).cpu()
-
-
-def device_of(codec: Codec) -> torch.device:
-    return next((one.device for one in codec.buffers()), torch.device("cpu"))
+            return self.codec.encode(picture.to(self.codec.device)).cpu()
 
 
 @dataclass(frozen=True)

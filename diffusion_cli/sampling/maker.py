@@ -26,8 +26,6 @@ from diffusion_cli.settings import Request, Sample
 from diffusion_cli.stages import stages_of
 from diffusion_cli.walking import asking, walk
 
-DECODED = 16  # latents at a time: a decoder needs more memory than a denoiser
-
 
 @dataclass(frozen=True)
 class Maker:
@@ -63,7 +61,7 @@ class Maker:
 
     def pictures(self, x: Tensor) -> Tensor:
         """What a walk ends in -> pictures [B, C, H, W]."""
-        decoded = torch.cat([self.codec.decode(part) for part in x.split(DECODED)])
+        decoded = self.codec.pictures(x)
         return decoded if self.edit is None else self.edit.finished(decoded)
 
 

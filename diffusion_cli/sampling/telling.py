@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from diffusion_cli.assembly import Facts
-from diffusion_cli.conditioning import Conditioner, PromptCut, trimmed
+from diffusion_cli.conditioning import Conditioner, PromptCut, short, trimmed
 from diffusion_cli.errors import ConfigError, DataError
 from diffusion_cli.runs import say
 from diffusion_cli.settings import Sample
@@ -78,10 +78,6 @@ def read(texts: Conditioner, prompts: Sequence[str]) -> Tensor:
         if issubclass(warning.category, PromptCut):
             say(str(warning.message))
     return tokens
-
-
-def short(text: str, most: int = 40) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def classes_of(label: Label, facts: Facts) -> list[int] | None:
