@@ -142,10 +142,13 @@ def test_digits_is_the_default() -> None:
 def test_every_run_of_a_sweep_is_possible(file: Path) -> None:
     found = composed(f"sweep={file.stem}")
     assert str(found.hydra.mode).endswith("MULTIRUN")
-    _, varied = space.parse(config.plain(found.hydra.sweeper)["params"], [])
+    said = config.plain(found.hydra.sweeper)
+    cases = space.read_cases(said["cases"])
+    _, varied = space.parse(said["params"], [])
     assert len(varied) >= 1 and all(len(choices.values) > 1 for choices in varied.values())
-    for values in space.corners(varied):
-        rehearse(config.check_train(compose(*(f"{key}={value}" for key, value in values.items()))).node)
+    given = [tuple(f"{key}={value}" for key, value in values.items()) for values in space.corners(varied)]
+    for words in [*given, *cases.values()]:
+        rehearse(config.check_train(compose(f"sweep={file.stem}", *words)).node)
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=names)

@@ -22,7 +22,7 @@ from diffusion_cli.sweeps import pool, table
 from diffusion_cli.sweeps.jobs import Job, figure, label, labels, standing
 from diffusion_cli.sweeps.machine import Machine, Slot, deal, this_machine
 from diffusion_cli.sweeps.settings import Processes
-from diffusion_cli.sweeps.space import Choice, Interval, corners, draw, draws, grid, parse, written
+from diffusion_cli.sweeps.space import Choice, Interval, corners, draw, draws, grid, parse, read_cases, written
 
 # -- sharing a machine -------------------------------------------------------------------------------------------------
 
@@ -111,6 +111,23 @@ def test_a_wrong_space_is_said(params: object, words: list[str], said: str) -> N
     with pytest.raises(ConfigError) as caught:
         parse(params, words)
     assert said in str(caught.value)
+
+
+def test_cases_are_a_key_of_their_own() -> None:
+    cases = read_cases({"plain": [], "muon": ["optimizer=muon", "optimizer.lr=0.02"]})
+    assert cases == {"plain": (), "muon": ("optimizer=muon", "optimizer.lr=0.02")}
+    assert grid(parse({"seed": "0,1"}, [], None, cases)[1])[1:3] == [
+        {"case": "plain", "seed": "1"},
+        {"case": "muon", "seed": "0"},
+    ]
+    assert parse({}, ["case=muon"], None, cases) == ([], {"case": Choice(("muon",))})
+    assert parse({}, ["case=muon,plain", "seed=3"], None, cases) == (["seed=3"], {"case": Choice(("muon", "plain"))})
+    assert parse({}, ["case=muon"]) == (["case=muon"], {}), "a key like any other where there are no cases"
+    with pytest.raises(ConfigError, match="case=moun: did you mean muon"):
+        parse({}, ["case=moun,plain"], None, cases)
+    for wrong in ({"a/b": []}, {"a": "optimizer=muon"}, {"a": [1]}, {"a": None}):
+        with pytest.raises(ConfigError, match="a case is a name and a list of words"):
+            read_cases(wrong)
 
 
 def test_grid_is_the_product_once() -> None:

@@ -17,9 +17,11 @@ class Processes:
 
 @dataclass(frozen=True)
 class Sweeper:
-    """What every sweeper is told. metric: None is the first of the usual ones that the runs report."""
+    """What every sweeper is told. cases: words of the command line by the name of a case; the key `case` is swept over them;
+    metric: None is the first of the usual ones that the runs report."""
 
     params: dict
+    cases: dict
     metric: str | None
     direction: Literal["minimize", "maximize"]
 

@@ -9,7 +9,7 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ from hydra.core.override_parser.types import IntervalSweep, Override, Quote, Quo
 from hydra.errors import HydraException
 
 from diffusion_cli.errors import ConfigError
-from diffusion_cli.signatures import check_values, shown, signature
+from diffusion_cli.signatures import check_values, did_you_mean, shown, signature
 
+CASE = "case"  # the key whose values are cases: sets of words, each with a name
 CORNERS = 64  # combinations that are all tried before a search begins; of more, each value once
 
 
@@ -73,9 +74,10 @@ Space = Mapping[str, Choice | Interval]
 
 
 def parse(
-    params: object, words: Sequence[str], loader: ConfigLoader | None = None
+    params: object, words: Sequence[str], loader: ConfigLoader | None = None, cases: Collection[str] = ()
 ) -> tuple[list[str], dict[str, Choice | Interval]]:
-    """(words that hold for every job, what is varied). params: of the sweep's file; words: key=value, and they win.
+    """(words that hold for every job, what is varied). params: of the sweep's file; words: key=value, and they win;
+    cases: the values of the key `case`, all of them where none is said.
 
     Raises ConfigError with a line for everything that is wrong.
     """
@@ -84,7 +86,7 @@ def parse(
     said = [_parsed(word, word, loader) for word in words]
     keys = {override.input_line.partition("=")[0] for override in said if override.input_line}
     wrong: list[str] = []
-    space: dict[str, Choice | Interval] = {}
+    space: dict[str, Choice | Interval] = {CASE: Choice(tuple(cases))} if cases else {}
     fixed: list[str] = []
     for key, value in params.items():
         if key not in keys:
@@ -94,18 +96,36 @@ def parse(
                 wrong += str(error).splitlines()
     for override in said:
         assert override.input_line is not None
-        if override.is_sweep_override():
-            key = override.input_line.partition("=")[0]
+        key = override.input_line.partition("=")[0]
+        if key == CASE and cases and not override.is_sweep_override():
+            space[CASE] = Choice((str(override.value()),))
+        elif override.is_sweep_override():
             try:
                 space[key] = _of_override(override)
             except ValueError as error:
                 wrong.append(f"{override.input_line}: {error}")
         else:
             fixed.append(override.input_line)
+    named = space[CASE].values if CASE in space and cases else ()
+    wrong += [f"case={name}: {did_you_mean(name, cases)}" for name in named if name not in cases]
     wrong += [f"{key} cannot be swept: it says where the sweep lies" for key in ("name", "outputs") if key in space]
     if wrong:
         raise ConfigError("\n".join(wrong))
     return fixed, space
+
+
+def read_cases(cases: Mapping[Any, Any]) -> dict[str, tuple[str, ...]]:
+    """The words of each case by its name. Raises ConfigError with a line for everything that is wrong."""
+    wrong = [
+        f"hydra.sweeper.cases.{name} is {shown(words)}: a case is a name and a list of words, as in muon: [optimizer=muon]"
+        for name, words in cases.items()
+        if not (
+            re.fullmatch(r"[\w.+-]+", str(name)) and isinstance(words, list) and all(isinstance(word, str) for word in words)
+        )
+    ]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return {str(name): tuple(words) for name, words in cases.items()}
 
 
 def grid(space: Space) -> list[dict[str, str]]:

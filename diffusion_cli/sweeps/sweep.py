@@ -46,7 +46,8 @@ class Sweep:
     ):
         self.words, self.master, self.context = words, master, context
         self.launcher, self.processes = launcher, processes
-        fixed, self.space = space.parse(words.params, arguments, context.config_loader)
+        self.cases = space.read_cases(words.cases)
+        fixed, self.space = space.parse(words.params, arguments, context.config_loader, self.cases)
         self.fixed = [word for word in fixed if not word.startswith("name=")]
         self.name = str(master.name)
         self.folder = Path(str(master.outputs)) / self.name
@@ -55,7 +56,9 @@ class Sweep:
 
     def job(self, number: int, values: Mapping[str, str], label: str) -> Job:
         """Composed and checked. Raises ConfigError, and Hydra's own errors for keys and options that there are not."""
-        words = [*self.fixed, *(f"{key}={value}" for key, value in values.items()), f"name={self.name}/{label}"]
+        case = self.cases.get(values.get(space.CASE, ""), ())
+        given = [f"{key}={value}" for key, value in values.items() if not (self.cases and key == space.CASE)]
+        words = [*case, *self.fixed, *given, f"name={self.name}/{label}"]
         composed = self.context.config_loader.load_sweep_config(self.master, words)
         node = config.plain(OmegaConf.masked_copy(composed, [key for key in map(str, composed) if key != "hydra"]))
         try:

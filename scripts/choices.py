@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""What each case of a sweep gains, over its seeds: python scripts/choices.py outputs/choices [--out docs/recipes.md]
+
+    diffusion-train sweep=choices features.ckpt=outputs/classifier
+
+The case `plain` is the measure: of every figure, the mean over the seeds, their spread (standard deviation), and by how many
+percent a case is better than plain, in bold where every seed of one lies beyond every seed of the other. All cases train on as
+many pictures; the last column says how many network FLOPs a case takes for each picture, beside plain.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+import yaml
+from PIL import Image, ImageDraw, ImageFont
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffusion_cli import drawing
+from diffusion_cli.errors import UserError
+from diffusion_cli.finding import find, load_denoiser
+from diffusion_cli.status import status_of
+from diffusion_cli.sweeps.table import record
+
+PLAIN = "plain"
+BEGIN, END = "<!-- {name}: made by scripts/choices.py -->", "<!-- end of {name} -->"
+TITLES = {"x0_mse": "held-out error", "fid": "feature distance", "kid": "KID x 1000"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """figures: of each seed, by name; cost: network FLOPs of training for a picture."""
+
+    name: str
+    figures: Mapping[str, Sequence[float]]
+    cost: float
+
+    def gain(self, plain: "Case", name: str) -> tuple[float, bool]:
+        """(share by which the mean is lower than plain's, whether all seeds lie on one side of plain's)."""
+        mine, theirs = self.figures[name], plain.figures[name]
+        return 1 - mean(mine) / mean(theirs), max(mine) < min(theirs) or min(mine) > max(theirs)
+
+
+def cases_of(sweep: Path) -> list[Case]:
+    """In the order of the sweep, those of which a run has ended. UserError where there is none, or no `plain`."""
+    said = record(sweep)
+    named: dict[str, list[Path]] = {}
+    for run in said.runs:
+        if status_of(sweep / run).get("state") == "finished":
+            named.setdefault((said.values or {})[run].get("case", ""), []).append(sweep / run)
+    if PLAIN not in named:
+        raise UserError(f"{sweep} has no finished run of case={PLAIN}, which the others are compared with")
+    return [Case(name, figures_of(runs), cost_of(runs[0])) for name, runs in named.items()]
+
+
+def figures_of(runs: Sequence[Path]) -> dict[str, list[float]]:
+    """Those of TITLES, of each run."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for name, value in status_of(run)["figures"].items():
+            known = re.fullmatch(r"evaluate/(x0_mse)|evaluate/\w+_(fid|kid)_\d+", name)
+            if known:
+                short = known[1] or known[2]
+                found.setdefault(short, []).append(1000 * value if short == "kid" else value)
+    return found
+
+
+def cost_of(run: Path) -> float:
+    """FLOPs of a picture in training: three times a question's (forward, and backward by inputs and by weights)."""
+    denoiser, node = load_denoiser(find(run), "raw"), yaml.safe_load((run / "config.yaml").read_text())
+    network = denoiser.network
+    x = torch.zeros(1, network.channels + network.hint_channels, network.image_size, network.image_size)
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        network(x, torch.zeros(1), torch.zeros(1, dtype=torch.long) if network.num_classes else None)
+    asked = 3 + node["objective"].get("self_conditioning", 0.0)
+    return asked * counted.get_total_flops()
+
+
+def page(cases: Sequence[Case]) -> str:
+    plain = next(case for case in cases if case.name == PLAIN)
+    names = [name for name in TITLES if name in plain.figures]
+    lines = [
+        "| case | seeds | " + " | ".join(f"{TITLES[name]} | better by" for name in names) + " | FLOPs |",
+        "|---" * (3 + 2 * len(names)) + "|",
+    ]
+    for case in cases:
+        cells = [f"`{case.name}`", str(len(case.figures[names[0]]))]
+        for name in names:
+            values = case.figures[name]
+            spread = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
+            gain, sure = case.gain(plain, name)
+            better = "" if case is plain else f"{100 * gain:+.0f} %"
+            cells += [f"{mean(values):.4g}{spread}", f"**{better}**" if sure and better else better]
+        lines.append("| " + " | ".join([*cells, f"{case.cost / plain.cost:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
+def plot(cases: Sequence[Case]) -> Image.Image:
+    """A row for each case, a panel for each figure: a dot for each seed, a bar at the mean, a line where plain is."""
+    plain = next(case for case in cases if case.name == PLAIN)
+    names = [name for name in TITLES if name in plain.figures]
+    row, left, wide, top, font = 22, 150, 300, 34, ImageFont.load_default(13)
+    sheet = Image.new("RGB", (left + (wide + 20) * len(names), top + row * len(cases) + 10), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, case in enumerate(cases):
+        draw.text((8, top + row * i + 3), case.name, fill="black", font=font)
+    for k, name in enumerate(names):
+        values = [value for case in cases for value in case.figures[name]]
+        low, high = min(values), min(max(values), 3 * mean(plain.figures[name]))
+        x0 = left + k * (wide + 20)
+        place = lambda value, x0=x0, low=low, high=high: x0 + 10 + (wide - 20) * (min(value, high) - low) / (high - low or 1)  # noqa: E731
+        draw.text((x0 + 10, 8), f"{TITLES[name]}  ({low:.3g} to {high:.3g}, left is better)", fill="black", font=font)
+        at = place(mean(plain.figures[name]))
+        draw.line((at, top, at, top + row * len(cases)), fill=(205, 205, 205), width=2)
+        for i, case in enumerate(cases):
+            y = top + row * i + row / 2
+            draw.line((x0, top + row * (i + 1), x0 + wide, top + row * (i + 1)), fill=(240, 240, 240))
+            at = place(mean(case.figures[name]))
+            draw.line((at, y - 8, at, y + 8), fill=(0, 90, 170), width=3)
+            for value in case.figures[name]:
+                draw.ellipse((place(value) - 3, y - 3, place(value) + 3, y + 3), outline=(213, 94, 0), width=2)
+    return sheet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, help="the folder of a sweep with cases")
+    parser.add_argument("--out", type=Path, metavar="PAGE.md", help="write the table between its two marks of this page")
+    parser.add_argument("--plot", type=Path, metavar="PLOT.png", help="draw it")
+    options = parser.parse_args()
+    try:
+        cases = cases_of(options.sweep)
+    except UserError as error:
+        sys.exit(f"choices: {error}")
+    print(page(cases))
+    begin, end = BEGIN.format(name=options.sweep.name), END.format(name=options.sweep.name)
+    if options.out is not None:
+        before, mark, rest = options.out.read_text().partition(begin)
+        if not mark:
+            sys.exit(f"choices: {options.out} has no line {begin}")
+        options.out.write_text(f"{before}{begin}\n\n{page(cases)}\n{end}{rest.partition(end)[2]}")
+    if options.plot is not None:
+        options.plot.write_bytes(drawing.png(plot(cases)))
+
+
+if __name__ == "__main__":
+    main()
