@@ -67,6 +67,8 @@ class Train:
     device: str
     compile: bool | Literal["auto"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
+    recompute: bool
+    profile: bool
     resume: Literal["auto", "always", "never"]
     preview: Literal["data"] | None
     outputs: str
@@ -216,7 +218,7 @@ class Plan:
 
 # what may change between two launches of the same run; all else is frozen
 _FREE = re.compile(
-    r"name|device|compile|precision|resume|preview|outputs|trust|(distributed|sampler|guidance)\b.*|objective\.cache"
+    r"name|device|compile|precision|recompute|profile|resume|preview|outputs|trust|(distributed|sampler|guidance)\b.*|objective\.cache"
     r"|dataset\.(path|workers|memory)|features\b.*"
     r"|trainer\.(steps|images|minutes|keep|preview|evaluate|metrics|metrics_n|best|patience|\w+_every)"
 )

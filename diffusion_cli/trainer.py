@@ -81,8 +81,9 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     @advising_on_memory("a smaller trainer.batch", "a smaller trainer.preview", "a smaller model")
-    def fit(self, start: Checkpoint | None = None) -> dict[str, float]:
-        """Trains to the end of the settings and returns the last figures. Raises Stopped after a signal, having saved."""
+    def fit(self, start: Checkpoint | None = None, tick: Callable[[], None] | None = None) -> dict[str, float]:
+        """Trains to the end of the settings and returns the last figures. tick: called after every step. Raises Stopped after a
+        signal, having saved."""
         if start is not None:
             self.restore(start)
         run, settings, progress = self.run, self.settings, self.progress
@@ -129,6 +130,8 @@ class Trainer:
                     paused = time.perf_counter() - began
                     self.step(next(batches))
                     progress.seconds += time.perf_counter() - began - paused
+                    if tick is not None:
+                        tick()
                     bar.update()
                 except Diverged as trouble:
                     self.fall_back(trouble)

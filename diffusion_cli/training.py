@@ -2,7 +2,7 @@
 
 import json
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ from diffusion_cli.objectives.captions import captions
 from diffusion_cli.objectives.denoising import spread
 from diffusion_cli.optimizers import Optimizer
 from diffusion_cli.pretrained.trained import Trained
+from diffusion_cli.profiling import profiled
 from diffusion_cli.randomness import Source
+from diffusion_cli.recomputing import recompute
 from diffusion_cli.runs import Onlooker, Run, say, status_of
 from diffusion_cli.schedules import Schedule
 from diffusion_cli.settings import Plan, Train, flat, frozen_changes
@@ -90,6 +92,8 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
             say(f"begins from {found.said}, {found.digest[:12]}")
             begin(objective, found, root.init_weights, facts)
         adapt(objective, node, root.trust)
+        if root.recompute:
+            recompute(objective.network)
         if compute.compile:
             objective.network.compile()
         weights = sum(p.numel() for p in objective.network.parameters())
@@ -126,7 +130,8 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
         run.open_figures(step)
         if start is None:
             run.text("config", "```yaml\n" + yaml.safe_dump(saved["config"], sort_keys=False) + "```")
-        figures = trainer.fit(start)
+        with profiled(run, objective.network, settings.batch, compute) if root.profile else nullcontext() as tick:
+            figures = trainer.fit(start, tick)
         if not group.me.first:
             return figures
         figures = figures or run.last_figures()

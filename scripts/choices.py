@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-import torch
 import yaml
 from PIL import Image, ImageDraw, ImageFont
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_cli import drawing
 from diffusion_cli.errors import UserError
 from diffusion_cli.finding import find, load_denoiser
+from diffusion_cli.profiling import flops
 from diffusion_cli.status import status_of
 from diffusion_cli.sweeps.table import record
 
@@ -73,12 +72,7 @@ def figures_of(runs: Sequence[Path]) -> dict[str, list[float]]:
 def cost_of(run: Path) -> float:
     """FLOPs of a picture in training: three times a question's (forward, and backward by inputs and by weights)."""
     denoiser, node = load_denoiser(find(run), "raw"), yaml.safe_load((run / "config.yaml").read_text())
-    network = denoiser.network
-    x = torch.zeros(1, network.channels + network.hint_channels, network.image_size, network.image_size)
-    with FlopCounterMode(display=False) as counted, torch.no_grad():
-        network(x, torch.zeros(1), torch.zeros(1, dtype=torch.long) if network.num_classes else None)
-    asked = 3 + node["objective"].get("self_conditioning", 0.0)
-    return asked * counted.get_total_flops()
+    return (3 + node["objective"].get("self_conditioning", 0.0)) * flops(denoiser.network)
 
 
 def page(cases: Sequence[Case]) -> str:
