@@ -28,7 +28,7 @@ from diffusion_cli.sweeps.table import record
 
 PLAIN = "plain"
 BEGIN, END = "<!-- {name}: made by scripts/choices.py -->", "<!-- end of {name} -->"
-TITLES = {"x0_mse": "held-out error", "fid": "feature distance", "kid": "KID x 1000"}
+TITLES = {"x0_mse": "held-out error", "fd": "feature distance", "kid": "KID"}
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,9 @@ def figures_of(runs: Sequence[Path]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for run in runs:
         for name, value in status_of(run)["figures"].items():
-            known = re.fullmatch(r"evaluate/(x0_mse)|evaluate/\w+_(fid|kid)_\d+", name)
+            known = re.fullmatch(r"evaluate/(?:\w+_)?(x0_mse|fd|kid)(?:_\d+)?", name)
             if known:
-                short = known[1] or known[2]
-                found.setdefault(short, []).append(1000 * value if short == "kid" else value)
+                found.setdefault(known[1], []).append(value)
     return found
 
 

@@ -254,3 +254,26 @@ def test_run_needs_the_standard_library_only() -> None:
         name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for name in names(node)
     }
     assert found and found <= sys.stdlib_module_names
+
+
+# ------------------------------------------------------------------------------------------------------ choices: its table
+
+
+def test_a_choice_is_judged_by_all_of_its_seeds(tmp_path: Path) -> None:
+    choices = load("choices")
+    plain = choices.Case("plain", {"x0_mse": [0.10, 0.12, 0.11], "kid": [4.0, 5.0, 3.0]}, 2.0)
+    other = choices.Case("other", {"x0_mse": [0.08, 0.09, 0.07], "kid": [1.0, 3.5, 2.0]}, 3.0)
+    assert other.gain(plain, "x0_mse") == (pytest.approx(1 - 0.08 / 0.11), True)
+    assert other.gain(plain, "kid")[1] is False, "one seed of it is worse than one of plain"
+    rows = choices.page([plain, other]).splitlines()
+    assert rows[3] == "| `other` | 3 | 0.08 ± 0.01 | **+27 %** | 2.167 ± 1.3 | +46 % | 1.50 |"
+    assert choices.plot([plain, other]).size[0] > 400
+    with pytest.raises(choices.UserError, match="no finished run of case=plain"):
+        choices.cases_of(tmp_path)
+
+
+def test_a_step_of_several_cards_is_the_formula() -> None:
+    scaling = load("scaling")
+    assert scaling.step(3.0, 10**9, 1, 1e9) == 3.0, "a single card exchanges nothing"
+    assert scaling.step(3.0, 10**9, 2, 1e9) == 3.0 + 4.0 - 2.0  # 4 GB there at 1 GB/s, of which 2 s run beside
+    assert scaling.step(9.0, 10**9, 2, 1e9) == 9.0
