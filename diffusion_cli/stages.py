@@ -75,15 +75,18 @@ class Latents(OfRun):
         return codec
 
 
+@dataclass(frozen=True)
 class Clip(OfRun):
-    """The tokens of a CLIP that was trained here."""
+    """The tokens of a CLIP that was trained here. masked: is padding zero, or what the encoder says of it?"""
+
+    masked: bool = True
 
     word = "texts.ckpt"
     part = "clip"
 
     def open(self, here: Path, trust: tuple[str, ...]) -> Part:
         found = self.found(here)
-        texts = ClipText(*load_clip(found, self.weights, trust))
+        texts = ClipText(*load_clip(found, self.weights, trust), self.masked)
         texts.digest = origin(found)
         return texts
 

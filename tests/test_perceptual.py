@@ -25,7 +25,7 @@ from diffusion_cli.models.classifier import Encoder
 from diffusion_cli.objectives import Autoencoding
 from diffusion_cli.randomness import Source
 
-SMALL = ("objective=classifying", "model=classifier", "model.width=8", "model.groups=4", "model.multipliers=[1,2]", 
+SMALL = ("objective=classifying", "model=classifier", "model.width=8", "model.groups=4", "model.multipliers=[1,2]",
          "model.head_width=8", "model.attention_levels=[1]", "dataset.labels=true")  # fmt: skip
 
 
