@@ -49,6 +49,8 @@ def diffusers(model: Model) -> Parcel:
     network = diffusers_models.peer_of(model.denoiser.network, model.node["model"], label_of(model))
     scheduler = getattr(diffusers, peer.name)(**peer.config)
     pipeline = pipeline_for(network, peer, not pixels)
+    if pipeline == "StableDiffusionPipeline" and "steps_offset" in scheduler.config:
+        scheduler.register_to_config(steps_offset=1)  # without effect on trailing times, and warned of where it is 0
     part = "transformer" if isinstance(network, diffusers.DiTTransformer2DModel) else "unet"
     parts: dict[str, Any] = {part: network, "scheduler": scheduler}
     if not pixels:

@@ -75,6 +75,7 @@ def _dit(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Mod
         num_attention_heads=keys["heads"],
         attention_head_dim=width // keys["heads"],
         in_channels=network.channels,
+        out_channels=network.channels,  # DiTPipeline asks it of the config
         num_layers=keys["depth"],
         dropout=keys["dropout"],
         sample_size=network.image_size,
