@@ -5,7 +5,7 @@ The same for a run and for its checkpoint. An objective's constructor names the 
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NotRequired, TypedDict
 
 import torch
@@ -21,7 +21,7 @@ from diffusion_cli.data import Dataset
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.guidance import Guidance
-from diffusion_cli.losses import Loss, Times
+from diffusion_cli.losses import Loss, Perceptual, Times
 from diffusion_cli.models import Autoencoder, Classifier, Clip, Network
 from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.objectives import Objective
@@ -76,22 +76,24 @@ class Facts(TypedDict):
     tokenizer: NotRequired[str]  # JSON, learned from the captions, where the objective reads them
     codec: NotRequired[CodecFacts]  # absent: pixels are diffused
     texts: NotRequired[TextFacts]  # absent: the network reads no texts
+    perceptual: NotRequired[str]  # the digest of what judged reconstructions
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The frozen parts that a denoiser stands on (stages.py)."""
+    """The frozen parts that a denoiser stands on, and the eyes by which an autoencoder is trained (stages.py)."""
 
     codec: Codec = field(default_factory=Pixels)
     texts: Conditioner | None = None
+    perceptual: Perceptual | None = None
 
-    NAMES: ClassVar = ("codec", "texts")
+    NAMES: ClassVar = ("codec", "texts", "perceptual")
 
     def to(self, device: torch.device) -> "Stages":
-        return Stages(self.codec.to(device), None if self.texts is None else self.texts.to(device))
+        return replace(self, codec=self.codec.to(device), texts=None if self.texts is None else self.texts.to(device))
 
     def facts(self, facts: Facts) -> Facts:
-        """With those of the parts. Raises ConfigError where the codec cannot take such pictures."""
+        """With those of the parts. Raises ConfigError where one of them cannot take such pictures."""
         found = facts.copy()
         if self.codec.digest:
             try:
@@ -101,6 +103,11 @@ class Stages:
             found["codec"] = CodecFacts(digest=self.codec.digest, shape=list(shape))
         if self.texts is not None:
             found["texts"] = TextFacts(digest=self.texts.digest, width=self.texts.width, length=self.texts.length)
+        if self.perceptual is not None:
+            if (theirs := self.perceptual.network.channels) != facts["channels"]:
+                said = f"its classifier knows pictures of {theirs} channels, and these have {facts['channels']}"
+                raise ConfigError(f"perceptual.ckpt: {said}; choose another, or dataset.channels={theirs}")
+            found["perceptual"] = self.perceptual.digest
         return found
 
 
@@ -189,7 +196,7 @@ def objective_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] =
     """What diffusion-train trains, initialised from the run's seed. Raises ConfigError."""
     torch.manual_seed(word_of(node["seed"], "initial weights"))
     stages = stages or Stages()
-    frozen = {"codec": stages.codec, "texts": stages.texts}
+    frozen = {name: getattr(stages, name) for name in Stages.NAMES}
     names = parts_of(node["objective"], trust)
     given = {name: frozen[name] if name in frozen else PARTS[name](node, facts, trust) for name in names}
     return build(node["objective"], Objective, "objective", given, trust)

@@ -20,7 +20,7 @@ from diffusion_cli.signatures import check, check_values, shown, signature, targ
 # what an objective's constructor may ask of the program, by the names of arguments: assembly.py makes them
 PARTS = (
     "denoiser", "classifier", "autoencoder", "clip", "tokenizer", "schedule", "loss", "times", "sampler", "guidance", "names",
-    "taught", "previews", "codec", "texts",
+    "taught", "previews", "codec", "texts", "perceptual",
 )  # fmt: skip
 # the part that an objective trains -> what the group `model` must be for it, where that is no Network, and what it is given
 MODELS = {
@@ -51,7 +51,7 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "distributed": ("diffusion_cli.group.DDP", ()),
 }
 FEATURES = "diffusion_cli.features.Features"
-STAGES = {"codec": "diffusion_cli.stages.Stage", "texts": "diffusion_cli.stages.Stage"}
+STAGES = dict.fromkeys(("codec", "texts", "perceptual"), "diffusion_cli.stages.Stage")
 NULLABLE = {"features": FEATURES, "adapter": "diffusion_cli.adapters.LoRA", **STAGES}  # groups of training that may be null
 
 SAMPLE_GROUPS = {
@@ -370,7 +370,9 @@ def _stages(node: Mapping[str, Any]) -> list[str]:
         if node.get(group) is None:
             continue
         name = node[group]["_target_"].rpartition(".")[2]
-        if group not in takes:
+        if group not in takes and group == "perceptual":
+            wrong.append(f"perceptual={name.lower()}: it judges what an autoencoder gives back; choose objective=autoencoding")
+        elif group not in takes:
             wrong.append(f"{group}={name.lower()}: this objective works with pictures as they are; choose objective=denoising")
         lacking = [package for package in _STAGE_NEEDS.get(name, ()) if find_spec(package) is None]
         wrong += [f"{group}={name.lower()} needs {lacking[0]}: pip install 'diffusion-cli[latent]'"] if lacking else []

@@ -67,7 +67,7 @@ def checkpoint_at(path: Path, word: str = "ckpt") -> Checkpoint:
 
 _LARGEST = 4096  # pixels of a side, and channels: more is no model's, and takes all memory that there is
 _NODES = ("dataset", "schedule", "prediction", "model", "sampler", "guidance", "objective", "trainer", "loss")
-_MAYBE = ("adapter", "codec", "texts", "features")  # nodes that may be null
+_MAYBE = ("adapter", "codec", "texts", "perceptual", "features")  # nodes that may be null
 
 
 def _sound(found: Checkpoint) -> Checkpoint:
@@ -104,7 +104,7 @@ def _right(key: str, value: Any, facts: Mapping[str, Any]) -> bool:
         case "texts":
             sizes = [value.get("width"), value.get("length")] if isinstance(value, dict) else None
             return counts(sizes, 2) and isinstance(value.get("digest"), str)
-        case "fingerprint" | "tokenizer":
+        case "fingerprint" | "tokenizer" | "perceptual":
             return isinstance(value, str)
     return True
 

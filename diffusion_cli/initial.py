@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_cli import checkpoint
-from diffusion_cli.assembly import Facts
+from diffusion_cli.assembly import Facts, Stages
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.finding import KINDS, find, plain_weights
@@ -21,7 +21,7 @@ from diffusion_cli.objectives import Objective
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.stages import carried
 
-SUPPLIED = ("schedule", "prediction", "model", "sampler", "objective", "codec", "texts")
+SUPPLIED = ("schedule", "prediction", "model", "sampler", "objective", *Stages.NAMES)
 _TABLE = "class_embedding.weight"  # how the name of a network's table of classes ends (models/network.py)
 
 

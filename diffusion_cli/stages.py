@@ -1,8 +1,9 @@
-"""What a denoiser stands on: an autoencoder in whose latents it works, and an encoder of the texts that it is told.
+"""What a denoiser stands on: an autoencoder in whose latents it works, and an encoder of the texts that it is told; and the
+classifier by whose eyes an autoencoder is trained, which nobody needs who asks it afterwards.
 
-Both were trained before and stay as they are. A config names them by their places; a run keeps a copy of its own,
+They were trained before and stay as they are. A config names them by their places; a run keeps a copy of its own,
 
-    <run>/parts/codec  <run>/parts/texts
+    <run>/parts/codec  <run>/parts/texts  <run>/parts/perceptual
 
 so that it needs nothing but its folder, and its facts name them by the digest of what was copied: another one is refused. An
 encoder of transformers is not copied, only named.
@@ -21,20 +22,23 @@ from diffusion_cli.build import build
 from diffusion_cli.codecs import Codec
 from diffusion_cli.conditioning import ClipText, Conditioner, Pretrained
 from diffusion_cli.errors import ConfigError, StorageError
-from diffusion_cli.finding import find, load_clip, load_codec
+from diffusion_cli.finding import find, load_classifier, load_clip, load_codec
+from diffusion_cli.losses import Perceptual
+from diffusion_cli.models import Classifier as Network
 from diffusion_cli.pretrained.texts import digest_of
 from diffusion_cli.pretrained.trained import Trained
-from diffusion_cli.ranges import PositiveInt
+from diffusion_cli.ranges import NonNegativeFloat, PositiveInt
 
 FOLDER = "parts"
 NAMES = Stages.NAMES
+Part = Codec | Conditioner | Perceptual
 
 
 class Stage(ABC):
     """A place where a frozen part lies. here: the run's own copy, which is taken where there is one."""
 
     @abstractmethod
-    def open(self, here: Path, trust: tuple[str, ...]) -> Codec | Conditioner:
+    def open(self, here: Path, trust: tuple[str, ...]) -> Part:
         """The part; its digest is that of what was copied. Raises UserError."""
 
     def carry(self, here: Path) -> None:
@@ -64,24 +68,46 @@ class OfRun(Stage):
 class Latents(OfRun):
     """The latents of an autoencoder."""
 
-    def open(self, here: Path, trust: tuple[str, ...]) -> Codec | Conditioner:
+    def open(self, here: Path, trust: tuple[str, ...]) -> Part:
         found = self.found(here)
         codec = load_codec(found, self.weights, trust)
         codec.digest = origin(found)
         return codec
 
 
+@dataclass(frozen=True)
 class Clip(OfRun):
-    """The tokens of a CLIP that was trained here."""
+    """The tokens of a CLIP that was trained here. masked: is padding zero, or what the encoder says of it?"""
+
+    masked: bool = True
 
     word = "texts.ckpt"
     part = "clip"
 
-    def open(self, here: Path, trust: tuple[str, ...]) -> Codec | Conditioner:
+    def open(self, here: Path, trust: tuple[str, ...]) -> Part:
         found = self.found(here)
-        texts = ClipText(*load_clip(found, self.weights, trust))
+        texts = ClipText(*load_clip(found, self.weights, trust), self.masked)
         texts.digest = origin(found)
         return texts
+
+
+@dataclass(frozen=True)
+class Classifier(OfRun):
+    """The eyes of a classifier. weight: of the distance that they see, in the loss."""
+
+    weight: NonNegativeFloat = 1.0
+
+    word = "perceptual.ckpt"
+    part = "classifier"
+
+    def open(self, here: Path, trust: tuple[str, ...]) -> Part:
+        found = self.found(here)
+        network = load_classifier(found, self.weights, trust).network
+        if type(network).maps is Network.maps:
+            raise ConfigError(f"{self.word}={self.ckpt}: {type(network).__name__} shows no feature maps (it has no `maps`)")
+        perceptual = Perceptual(network, self.weight)
+        perceptual.digest = origin(found)
+        return perceptual
 
 
 @dataclass(frozen=True)
@@ -93,7 +119,7 @@ class TextEncoder(Stage):
     length: PositiveInt | None = None
     masked: bool = True
 
-    def open(self, here: Path, trust: tuple[str, ...]) -> Codec | Conditioner:
+    def open(self, here: Path, trust: tuple[str, ...]) -> Part:
         texts = Pretrained(self.name, self.tokenizer, self.length, self.masked)
         texts.digest = digest_of(texts.folder, texts.beside)
         return texts
@@ -107,7 +133,7 @@ def origin(found: Trained) -> str:
 def opened(node: Mapping[str, Any], folder: Path, trust: tuple[str, ...] = ()) -> Stages:
     """The frozen parts that a config names, for the run in that folder. Raises UserError."""
     found: dict[str, Any] = {}
-    for name, kind in (("codec", Codec), ("texts", Conditioner)):
+    for name, kind in (("codec", Codec), ("texts", Conditioner), ("perceptual", Perceptual)):
         if node.get(name) is not None:
             place = build(node[name], Stage, name, trust=trust)
             found[name] = place.open(folder / FOLDER / name, trust)

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from diffusion_cli import checkpoint, drawing, storage
-from diffusion_cli.assembly import Facts, adapt, objective_of, reads_texts, rehearse
+from diffusion_cli.assembly import Facts, Stages, adapt, objective_of, reads_texts, rehearse
 from diffusion_cli.best import Best
 from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ from diffusion_cli.recomputing import recompute
 from diffusion_cli.runs import Onlooker, Run, say, status_of
 from diffusion_cli.schedules import Schedule
 from diffusion_cli.settings import Plan, Train, flat, frozen_changes
-from diffusion_cli.stages import carry, opened
+from diffusion_cli.stages import FOLDER, carry, opened
 from diffusion_cli.trainer import Trainer
 
 
@@ -215,10 +215,14 @@ def _facts(dataset: Dataset, pictures: Pictures) -> Facts:
 
 
 def _same_data(start: Checkpoint | None, facts: Facts) -> None:
-    if start is not None and start.config["facts"] != dict(facts):
-        raise ConfigError(
-            "the pictures are not those that the run began with (dataset.path): choose another name=, or point to the same"
-        )
+    if start is None or start.config["facts"] == dict(facts):
+        return
+    if other := [name for name in Stages.NAMES if start.config["facts"].get(name) != facts.get(name)]:
+        here = start.run / FOLDER / other[0]
+        raise ConfigError(f"{other[0]} is not what the run began with: put back what lay at {here}, or choose another name=")
+    raise ConfigError(
+        "the pictures are not those that the run began with (dataset.path): choose another name=, or point to the same"
+    )
 
 
 def _draw_data(node: dict[str, Any], dataset: Dataset, folder: Path, trust: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.exporting.diffusers_models import peer_of
-from diffusion_cli.exporting.graphs import onnx, torch_export
+from diffusion_cli.exporting.parts import network_of
 from diffusion_cli.models.dit import positions
 from diffusion_cli.models.network import Network
 from diffusion_cli.models.texts import CrossAttention, TextEmbedding
@@ -213,11 +213,16 @@ def test_diffusers_has_no_such_network(option):
         peer_of(tiny(option), {}, None)
 
 
-@pytest.mark.parametrize("form", [torch_export, onnx])
-def test_texts_are_no_part_of_a_graph(form):
-    model = SimpleNamespace(denoiser=SimpleNamespace(network=tiny("mmdit")))
-    with pytest.raises(ConfigError, match=r"^a network that reads texts \(MMDiT\) is no graph so far: to=folder takes it$"):
-        form(model)
+@pytest.mark.parametrize("option", ["dit", "mmdit"])
+def test_a_graph_takes_any_batch_of_texts_of_any_length(option):
+    """As diffusion-export traces it; the U-Net's is in tests/test_export_texts.py."""
+    network = stir(tiny(option)).eval()
+    part = network_of(SimpleNamespace(denoiser=SimpleNamespace(network=network, null=torch.zeros(7, D))))
+    graph = torch.export.export(part.module, part.arguments, dynamic_shapes=part.shapes).module()
+    for count, length in ((1, 1), (3, 4), (2, 7)):
+        given = (*batch(1, 8, count=count), words(count, length))
+        with torch.no_grad():
+            assert (graph(*given) - network(*given)).abs().max() < 1e-5
 
 
 # --- the MM-DiT -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ Told nothing, it trains on bundled handwritten digits, on a CPU, for about a min
 
 GROUPS = (
     "experiment", "dataset", "schedule", "prediction", "loss", "model", "optimizer", "ema", "sampler", "guidance", "objective",
-    "codec", "texts", "adapter", "features", "distributed", "sweep", "hydra/launcher", "hydra/sweeper",
+    "codec", "texts", "perceptual", "adapter", "features", "distributed", "sweep", "hydra/launcher", "hydra/sweeper",
 )  # fmt: skip
 
 EXAMPLES = (

@@ -39,6 +39,11 @@ class Conditioner(nn.Module, ABC):
     def read(self, tokens: Tokens) -> Tensor:
         """[B, L, D] of tokens that lie on the encoder's device; what it says of padding is of no consequence."""
 
+    @abstractmethod
+    def words_as_json(self) -> bytes:
+        """A file of the library tokenizers whose encode_batch(texts) gives the same ids, each with its attention_mask.
+        ValueError: there is none."""
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """[B, L, D] float32, padding exactly zero. Warns with PromptCut of every text that is too long, and of what is cut."""

@@ -68,6 +68,12 @@ class Pretrained(Conditioner):
         mask = cut["attention_mask"].bool()
         return Tokens(cut["input_ids"], mask if self.masked else torch.ones_like(mask), dropped)
 
+    def words_as_json(self) -> bytes:
+        self.tokenised([""])  # which leaves its cutting and padding with the tokenizer in it
+        if not hasattr(self.words, "backend_tokenizer"):
+            raise ValueError(f"{type(self.words).__name__} is no tokenizer of the library tokenizers")
+        return str(self.words.backend_tokenizer.to_str()).encode()
+
     def read(self, tokens: Tokens) -> Tensor:
         return self.encoder(input_ids=tokens.ids, attention_mask=tokens.mask.long()).last_hidden_state  # [B, L, D]
 

@@ -72,6 +72,18 @@ class Tokenizer:
             dropped.append(self.decode(found.ids[length - 2 :]))
         return Tokens(ids, ids != PAD, dropped)
 
+    def whole(self, length: int) -> bytes:
+        """The JSON of the tokenizer that adds the marks, cuts and pads by itself, as `encode` does."""
+        from tokenizers import Tokenizer as Made
+        from tokenizers import processors
+
+        made = Made.from_str(self._made.to_str())
+        template = f"{MARKS[START]} $A {MARKS[END]}"
+        made.post_processor = processors.TemplateProcessing(template, None, [(MARKS[START], START), (MARKS[END], END)])
+        made.enable_truncation(length)
+        made.enable_padding(pad_id=PAD, pad_token=MARKS[PAD], length=length)
+        return str(made.to_str()).encode()
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, without marks."""
         return str(self._made.decode(list(ids), skip_special_tokens=True)).strip()

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from diffusion_cli.errors import ConfigError
-from diffusion_cli.models import DiT, UNet
+from diffusion_cli.models import DiT, UNet, UNet2DCondition
 from diffusion_cli.models.diffusers_dit import weights_of_theirs
 from diffusion_cli.models.diffusers_names import renamed
 from diffusion_cli.models.diffusers_unet import theirs_of
@@ -17,9 +17,10 @@ from diffusion_cli.models.network import Network
 def peer_of(network: Network, node: Mapping[str, Any], label: int | None) -> nn.Module:
     """node: the network's own config. label: a label to be told for good, or None. Raises ConfigError."""
     name = type(network).__name__
-    if network.text_width:
+    if network.text_width and type(network) is not UNet2DCondition:
         raise ConfigError(
-            f"to=diffusers: this {name} reads texts, and no network of diffusers reads them as it does; to=folder takes it"
+            f"to=diffusers: this {name} reads texts, and no network of diffusers reads them as it does: model=unet2d_condition "
+            "is one of theirs; to=folder, onnx and torch_export take any network"
         )
     if type(network) not in _MAKERS:
         known = " and ".join(cls.__name__ for cls in _MAKERS)
@@ -74,6 +75,7 @@ def _dit(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Mod
         num_attention_heads=keys["heads"],
         attention_head_dim=width // keys["heads"],
         in_channels=network.channels,
+        out_channels=network.channels,  # DiTPipeline asks it of the config
         num_layers=keys["depth"],
         dropout=keys["dropout"],
         sample_size=network.image_size,
@@ -85,4 +87,16 @@ def _dit(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Mod
     return peer
 
 
-_MAKERS: dict[type[Network], Callable[[Network, Mapping[str, Any], int | None], nn.Module]] = {UNet: _unet, DiT: _dit}
+def _condition(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Module:
+    """UNet2DConditionModel, which ours is."""
+    assert isinstance(network, UNet2DCondition)
+    if network.peer.config["out_channels"] != network.channels:
+        raise ConfigError("to=diffusers: this network has a variance that was learned too, which was not trained on here")
+    return network.peer
+
+
+_MAKERS: dict[type[Network], Callable[[Network, Mapping[str, Any], int | None], nn.Module]] = {
+    UNet: _unet,
+    DiT: _dit,
+    UNet2DCondition: _condition,
+}

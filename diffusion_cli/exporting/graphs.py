@@ -1,7 +1,8 @@
-"""to=torch_export and to=onnx: the network as a graph, F = network(x, time, labels), for any batch, without this package.
+"""to=torch_export and to=onnx: the network as a graph, F = network(x, time, labels or tokens), for any batch, without this
+package; and each part around it as one of its own (parts.py): the encoder of texts, the autoencoder's two halves.
 
-What is around it, the schedule and the prediction, is in walk.json as numbers (moves.py). Both graphs are traced by
-torch.export; a network that it cannot trace is refused with its reason.
+What else is around it, the schedule and the prediction, is in walk.json as numbers (moves.py). Graphs are traced by
+torch.export; a part that it cannot trace is refused with its reason, but for the encoder of texts, which is left out then.
 """
 
 import contextlib
@@ -10,68 +11,55 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from diffusion_cli.errors import ConfigError
-from diffusion_cli.exporting.moves import example, loop, walk_of
+from diffusion_cli.exporting.moves import loop, walk_of
 from diffusion_cli.exporting.parcel import Model, Parcel
+from diffusion_cli.exporting.parts import Part, beside, network_of
+from diffusion_cli.stages import stages_of
 
-INPUTS = ("x", "time", "labels")
+WORDS = "tokenizer.json"
+NULL = "null.npy"
 
 
 def torch_export(model: Model) -> Parcel:
-    """network.pt2: what torch.export.load reads."""
-    with _quiet(), _one_line(model, "torch.export"):
-        program = torch.export.export(model.denoiser.network, example(model), dynamic_shapes=_dynamic(model))
-    data = io.BytesIO()
-    torch.export.save(program, data)
-    named = ", ".join(["z", "time", *(["labels"] if model.denoiser.network.num_classes else [])])
-    use = f"""{_signature(model)}
+    """network.pt2 and those beside it: what torch.export.load reads."""
+    files, parts, limits = _files(model, _pt2, "torch.export")
+    opened = "\n".join(f'{part.name} = torch.export.load("{part.name}.pt2").module()' for part in parts)
+    use = f"""{_signature(model, parts, "pt2")}
 
-`network.pt2` is a zip archive: the graph as JSON (`models/model.json`), the weights as bare numbers (`data/weights/`), and the
+A `.pt2` is a zip archive: the graph as JSON (`models/model.json`), the weights as bare numbers (`data/weights/`), and the
 inputs that it was traced with as a small pickle (`data/sample_inputs/`). `torch.export.load` may unpickle parts of such an
 archive: load no .pt2 from a source that you do not trust.
 
 ```python
 import json
 from pathlib import Path
-import torch
+{"import numpy" + chr(10) if NULL in files else ""}import torch
 from PIL import Image
-
-network = torch.export.load("network.pt2").module()
+{_tokenizers(parts)}
+{opened}
 walk = json.loads(Path("walk.json").read_text())
 with torch.no_grad():
-{_indented(loop(model, f"network({named})", "torch"))}
-pictures = ((x.clip(-1, 1) + 1) * 127.5).round().byte().numpy()
+{_indented(loop(model, "torch", parts))}
+pictures = ((pictures.clip(-1, 1) + 1) * 127.5).round().byte().numpy()
 {_saving(model)}
 ```"""
-    return Parcel({"network.pt2": data.getvalue(), "walk.json": _walk(model)}, use, "pytorch", ("torch-export",))
+    return Parcel(files, use, "pytorch", ("torch-export",), limits)
 
 
 def onnx(model: Model) -> Parcel:
-    """network.onnx: what onnxruntime and others read; weights of more than 2 GB lie beside it."""
-    arguments = example(model)
-    names = list(INPUTS[: len(arguments)])
-    with _quiet(), _one_line(model, "torch.onnx"), tempfile.TemporaryDirectory() as place:
-        program = torch.onnx.export(
-            model.denoiser.network,
-            arguments,
-            input_names=names,
-            output_names=["F"],
-            dynamic_shapes=_dynamic(model),
-            dynamo=True,
-            verbose=False,
-        )
-        assert program is not None  # it is None for the older exporter alone
-        program.save(Path(place) / "network.onnx")
-        files = {path.name: path.read_bytes() for path in sorted(Path(place).iterdir())}
-    fed = ", ".join(f'"{name}": {"z" if name == "x" else name}' for name in names)
-    use = f"""{_signature(model)}
+    """network.onnx and those beside it: what onnxruntime and others read; weights of more than 2 GB lie beside it."""
+    files, parts, limits = _files(model, _onnx, "torch.onnx")
+    opened = "\n".join(f'{part.name} = onnxruntime.InferenceSession("{part.name}.onnx")' for part in parts)
+    use = f"""{_signature(model, parts, "onnx")}
 
-With `pip install onnxruntime pillow`:
+With `pip install onnxruntime pillow{" tokenizers" if WORDS in files else ""}`:
 
 ```python
 import json
@@ -79,34 +67,97 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from PIL import Image
-
-network = onnxruntime.InferenceSession("network.onnx")
+{_tokenizers(parts)}
+{opened}
 walk = json.loads(Path("walk.json").read_text())
-{loop(model, f"network.run(None, {{{fed}}})[0]", "numpy")}
-pictures = ((x.clip(-1, 1) + 1) * 127.5).round().astype("uint8")
+{loop(model, "numpy", parts)}
+pictures = ((pictures.clip(-1, 1) + 1) * 127.5).round().astype("uint8")
 {_saving(model)}
 ```"""
-    return Parcel({**files, "walk.json": _walk(model)}, use, "onnx", ("onnx",))
+    return Parcel(files, use, "onnx", ("onnx",), limits)
 
 
-def _dynamic(model: Model) -> tuple[dict[int, object], ...]:
-    batch = torch.export.Dim("batch", min=1)
-    return tuple({0: batch} for _ in example(model))
+def _files(
+    model: Model, traced: Callable[[Part], dict[str, bytes]], tracer: str
+) -> tuple[dict[str, bytes], list[Part], tuple[str, ...]]:
+    """All files, the parts that became graphs, and what is lacking."""
+    stages = stages_of(model.found, model.settings.trust)
+    files: dict[str, bytes] = {"walk.json": json.dumps(walk_of(model), indent=1, allow_nan=False).encode()}
+    parts, limits = [], []
+    for part in (network_of(model), *beside(model, stages)):
+        try:
+            if part.name == "texts":
+                assert stages.texts is not None
+                files[WORDS] = stages.texts.words_as_json()
+            files |= traced(part)
+        except Exception as error:  # the tracers have a dozen kinds of their own, and a network may be the user's
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            said = f"{tracer} cannot trace {type(part.module).__name__}: {reason[:300]}"
+            if part.name != "texts":
+                raise ConfigError(said) from error
+            files.pop(WORDS, None)
+            limits.append(f"Without what makes tokens of texts ({said}): they come from `stages_of` of the run.")
+            continue
+        parts.append(part)
+    if stages.texts is not None:
+        null = io.BytesIO()
+        np.save(null, model.denoiser.null.numpy(), allow_pickle=False)
+        files[NULL] = null.getvalue()
+    return files, parts, tuple(limits)
 
 
-def _walk(model: Model) -> bytes:
-    return json.dumps(walk_of(model), indent=1, allow_nan=False).encode()
+def _pt2(part: Part) -> dict[str, bytes]:
+    with _quiet():
+        program = torch.export.export(part.module, part.arguments, dynamic_shapes=part.shapes)
+    data = io.BytesIO()
+    torch.export.save(program, data)
+    return {f"{part.name}.pt2": data.getvalue()}
 
 
-def _signature(model: Model) -> str:
-    x, *_ = example(model)
-    shape = ", ".join(map(str, x.shape[1:]))
-    hint = " (the picture's channels, then those of the x0 foreseen before)" if model.denoiser.network.hint_channels else ""
-    labels = ", labels [B] int64" if model.denoiser.network.num_classes else ""
-    names, moves = ", ".join(INPUTS[: len(example(model))]), len(walk_of(model)["moves"])
-    return f"""`F = network({names})` for any batch B: x [B, {shape}] float32{hint}, time [B] float32{labels}.
-`walk.json` has the numbers that turn F into pictures: {moves} moves of Euler's rule from noise to data, each with what the
-network is told (`time`), the factor on its input (`c_in`), and how x0 and the next x follow."""
+def _onnx(part: Part) -> dict[str, bytes]:
+    with _quiet(), tempfile.TemporaryDirectory() as place:
+        program = torch.onnx.export(
+            part.module,
+            part.arguments,
+            input_names=list(part.inputs),
+            output_names=[part.output],
+            dynamic_shapes=part.shapes,
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None  # it is None for the older exporter alone
+        program.save(Path(place) / f"{part.name}.onnx")
+        return {path.name: path.read_bytes() for path in sorted(Path(place).iterdir())}
+
+
+def _signature(model: Model, parts: list[Part], end: str) -> str:
+    network = network_of(model)
+    of = {name: list(value.shape[1:]) for name, value in network.inputs.items()}
+    if network.length:
+        of["tokens"][0] = "L"
+    kinds = {"labels": "int64"}
+    said = ", ".join(f"{n} [{', '.join(map(str, ('B', *shape)))}] {kinds.get(n, 'float32')}" for n, shape in of.items())
+    hint = " (x: the picture's channels, then those of the x0 foreseen before)" if model.denoiser.network.hint_channels else ""
+    moves, most = len(walk_of(model)["moves"]), min(part.largest or 2**31 for part in parts)
+    many = "any batch B" if most > 2**30 else f"a batch B of up to {most}"
+    lines = [f"`F = network({', '.join(of)})` for {many}: {said}{hint}."]
+    if network.length:
+        lines.append(
+            f"Tokens are those of the run's text encoder, L of them, at most {network.length}; a token of zeros is padding. "
+            f"`{NULL}` [{network.length}, {network.inputs['tokens'].shape[2]}] has those of the empty text: with them for "
+            "tokens the network says `F0`, and F0 + g (F - F0) is guided by g."
+        )
+    for part in parts[1:]:
+        shapes = ", ".join(f"{n} [{', '.join(map(str, ('B', *v.shape[1:])))}]" for n, v in part.inputs.items())
+        lines.append(f"`{part.name}.{end}`: {part.output} = {part.name}({shapes}).")
+    made = "latents" if model.diffused != model.shape else "pictures"
+    lines.append(f"""`walk.json` has the numbers that turn F into {made}: {moves} moves of Euler's rule from noise
+to data, each with what the network is told (`time`), the factor on its input (`c_in`), and how x0 and the next x follow.""")
+    return "\n".join(lines)
+
+
+def _tokenizers(parts: list[Part]) -> str:
+    return "from tokenizers import Tokenizer\n" if any(part.name == "texts" for part in parts) else ""
 
 
 def _saving(model: Model) -> str:
@@ -116,18 +167,6 @@ def _saving(model: Model) -> str:
 
 def _indented(text: str) -> str:
     return "\n".join("    " + line for line in text.splitlines())
-
-
-@contextlib.contextmanager
-def _one_line(model: Model, tracer: str) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:  # the tracers have a dozen kinds of their own, and a network may be the user's
-        name = type(model.denoiser.network).__name__
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(f"{tracer} cannot trace {name}: {reason[:300]}") from error
 
 
 @contextlib.contextmanager

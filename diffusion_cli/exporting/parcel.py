@@ -34,6 +34,12 @@ class Model:
         return self.facts["channels"], self.facts["image_size"], self.facts["image_size"]
 
     @property
+    def diffused(self) -> tuple[int, int, int]:
+        """Of what the network works on: a picture's, or that of its latents."""
+        network = self.denoiser.network
+        return network.channels, network.image_size, network.image_size
+
+    @property
     def trust(self) -> str:
         """The word that lets a command build the classes of the user's own packages; empty where there is no need."""
         return f"trust=[{','.join(self.settings.trust)}]" if self.settings.trust else ""

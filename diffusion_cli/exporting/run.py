@@ -27,9 +27,6 @@ FORMS: dict[str, Callable[[Model], Parcel]] = {
 }
 
 
-WHOLE = ("folder", "safetensors")  # forms that carry, or leave out, the autoencoder of a model of latents
-
-
 def export(settings: Export) -> Path:
     """Writes what the settings ask for and returns its folder. Raises UserError."""
     began = time.perf_counter()
@@ -38,8 +35,6 @@ def export(settings: Export) -> Path:
         raise ConfigError(f"ckpt={settings.ckpt} is a pipeline already: diffusion-export writes what a run here has trained")
     target, asked = record.place(settings, found), record.asked_of(settings, found)
     before = record.standing(target, asked)
-    if "codec" in found.config["facts"] and settings.written not in WHOLE:
-        raise ConfigError(f"to={settings.written}: this model works in latents, and that form has no autoencoder: to=folder")
     account = hub.login(settings.repo) if settings.repo is not None else None
     model = Model(found, load_denoiser(found, settings.weights, settings.trust), settings)
     story = story_of(model)

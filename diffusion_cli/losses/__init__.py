@@ -6,6 +6,7 @@ from diffusion_cli.losses.norms import MAE as MAE
 from diffusion_cli.losses.norms import MSE as MSE
 from diffusion_cli.losses.norms import Huber as Huber
 from diffusion_cli.losses.norms import Norm as Norm
+from diffusion_cli.losses.perceptual import Perceptual as Perceptual
 from diffusion_cli.losses.times import Discrete as Discrete
 from diffusion_cli.losses.times import Importance as Importance
 from diffusion_cli.losses.times import LogitNormal as LogitNormal

@@ -37,6 +37,10 @@ class Classifier(nn.Module, ABC):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x [B, C, H, W] of about unit scale, time [B] from 0, clean, to 1000, noise -> logits [B, num_classes]."""
 
+    def maps(self, x: Tensor, time: Tensor) -> list[Tensor]:
+        """The same -> feature maps [B, c, h, w] of each level, by which pictures are compared (losses/perceptual.py)."""
+        raise NotImplementedError
+
 
 class AttentionPool(nn.Module):
     """[B, C, H, W] to [B, C]: the mean of all pixels reads them once more."""
@@ -110,11 +114,15 @@ class Encoder(Classifier):
         self.logits = nn.Linear(here, num_classes)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.logits(self.pool(nnf.silu(self.norm_out(self.maps(x, time)[-1]))))  # [B, num_classes]
+
+    def maps(self, x: Tensor, time: Tensor) -> list[Tensor]:
         emb = nnf.silu(self.time_embedding(time))  # [B, E]
-        h = self.conv_in(x)  # [B, width, H, W]
+        h, found = self.conv_in(x), []  # [B, width, H, W]
         for level in self.down:
             for block in level.blocks:
                 h = block(h, emb)  # [B, c, h, w]
+            found.append(h)
             if level.resize is not None:
                 h = level.resize(h)  # [B, c, h/2, w/2]
-        return self.logits(self.pool(nnf.silu(self.norm_out(h))))  # [B, num_classes]
+        return found

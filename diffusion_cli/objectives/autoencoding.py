@@ -2,9 +2,10 @@
 
     L = norm(y - x) + penalty,   (y, penalty) = autoencoder(x)        models/autoencoder.py says the penalty
 
-Rombach et al. 2022, "High-resolution image synthesis with latent diffusion models", section 3.1, without its perceptual loss,
-which needs weights of a trained network. What is told apart by eye but not by a pixelwise norm, fine texture above all, is
-blurred; a critic beside it (objective/critic=patch, losses/critic.py) makes it sharper, and each pixel less exact.
+Rombach et al. 2022, "High-resolution image synthesis with latent diffusion models", section 3.1. What is told apart by
+eye but not by a pixelwise norm, fine texture above all, is blurred. Two more terms are against that: a distance by the eyes of
+a trained classifier (perceptual=classifier, losses/perceptual.py), which is added to the norm, and a critic
+(objective/critic=patch, losses/critic.py), which is weighed against both.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,24 +19,34 @@ from diffusion_cli.codecs import Latent
 from diffusion_cli.data import Batch, Pictures
 from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.evaluation.reconstruction import errors
-from diffusion_cli.losses import MAE, Norm, PatchCritic
+from diffusion_cli.losses import MAE, Norm, PatchCritic, Perceptual
 from diffusion_cli.losses.critic import duel, moves
 from diffusion_cli.models.autoencoder import Passed
 from diffusion_cli.objectives.denoising import gather
-from diffusion_cli.objectives.objective import Objective, Tally
+from diffusion_cli.objectives.objective import Aside, Objective, Tally
 from diffusion_cli.randomness import Source
 
 MEASURED = 2048  # training pictures that the mean and spread of latents are taken of, at most
 
 
 class Autoencoding(Objective):
-    """An autoencoder, with the scale of its latents, the norm of what it gets wrong, and the critic that it is to deceive."""
+    """An autoencoder, with the scale of its latents, the norm of what it gets wrong, and the critic that it is to deceive.
+
+    perceptual: the eyes that see what it gets wrong, beside the norm.
+    """
 
     shown = "reconstructions"
     example = "diffusion-report {run}"
 
-    def __init__(self, autoencoder: Latent, norm: Norm = MAE(), critic: PatchCritic | None = None):  # noqa: B008 (frozen)
+    def __init__(
+        self,
+        autoencoder: Latent,
+        perceptual: Perceptual | None = None,
+        norm: Norm = MAE(),  # noqa: B008 (frozen)
+        critic: PatchCritic | None = None,
+    ):
         super().__init__()
+        self._perceptual = Aside(perceptual)
         self.autoencoder = autoencoder
         self.norm = norm
         self.rules = critic
@@ -44,8 +55,16 @@ class Autoencoding(Objective):
             self.coupled = True  # lambda is of the whole batch
 
     @property
+    def perceptual(self) -> Perceptual | None:
+        return self._perceptual.module
+
+    @property
     def network(self) -> nn.Module:
         return self.autoencoder.network
+
+    def meet(self, pictures: Pictures, device: torch.device, flip: bool) -> None:
+        if self.perceptual is not None:
+            self.perceptual.to(device)
 
     def loss(self, batch: Batch, source: Source) -> tuple[Tensor, Mapping[str, Tally]]:
         network = self.autoencoder.network
@@ -59,6 +78,10 @@ class Autoencoding(Objective):
         tallies = {name: Tally(value, one) for name, value in network.figures(passed.told.mean(0)).items()}
         tallies["reconstruction"] = Tally(error.detach().mean(), one)
         tallies["penalty"] = Tally(passed.penalty.detach().mean(), one)
+        if self.perceptual is not None:
+            seen = self.perceptual(passed.y, batch.x)  # [B]
+            tallies["perceptual"] = Tally(seen.detach().mean(), one)
+            error = error + self.perceptual.weight * seen
         loss = error + passed.penalty
         if self.rules is not None and duels:
             found = duel(self.critic, batch.x, passed.y, error, network.last)
@@ -89,7 +112,8 @@ class Autoencoding(Objective):
 
     @torch.no_grad()
     def evaluate(self, pictures: Pictures, source: Source, batch: int) -> dict[str, float]:
-        """psnr and ssim, means over pictures; mae, mse: mean absolute and squared error; the figures of the bottleneck.
+        """psnr and ssim, means over pictures; mae, mse: mean absolute and squared error; perceptual: the distance of that loss;
+        the figures of the bottleneck.
 
         Reconstructions are of the mean of the latents and kept within [-1, 1].
         """
@@ -98,7 +122,10 @@ class Autoencoding(Objective):
         told: Tensor | None = None
         for x in _floats(pictures, count, batch, source.slots.device):
             passed = self._there_and_back(x)
-            for name, value in errors(x, passed.y.clamp(-1, 1)).items():
+            found = errors(x, passed.y.clamp(-1, 1))
+            if self.perceptual is not None:
+                found["perceptual"] = self.perceptual(passed.y, x)
+            for name, value in found.items():
                 sums[name] = sums.get(name, 0) + value.sum()
             told = passed.told.sum(0) + (0 if told is None else told)  # [K]
         assert told is not None

@@ -175,6 +175,8 @@ def _names(labels: Mapping[str, Any]) -> dict[str, str]:
 def _index_of_parts(folder: Path) -> dict[str, Any]:
     """What model_index.json would say of a network and a scheduler that lie there without one."""
     name = next(name for name in NETWORKS if _has_parts(folder, name))
+    if (folder / CODECS[0] / "config.json").is_file():
+        return {"_class_name": "DiTPipeline", name: ["diffusers", None], CODECS[0]: ["diffusers", None]}
     return {"_class_name": "DDPMPipeline", name: ["diffusers", None]}
 
 
