@@ -15,9 +15,12 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from diffusion_cli import models, signatures
+from diffusion_cli.assembly import denoiser_of
+from diffusion_cli.errors import ConfigError
 from diffusion_cli.models.diffusers_names import renamed
 from diffusion_cli.models.dit import positions
 from diffusion_cli.models.network import Network
+from diffusion_cli.models.resampling import doubled, halved
 from diffusion_cli.models.time_embedding import sinusoids
 from diffusion_cli.vision import mend_torchvision
 
@@ -32,7 +35,7 @@ OPTIONS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml") if pat
 PICTURES = {"mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 8)}
 TIMELESS = {"unet_basic"}  # networks that are not told the time
 READERS = ("unet_text", "mmdit")  # made for texts: they are told tokens where the others are told labels
-SMALLER = {"ddpmpp": {"width": 32, "groups": 8, "blocks": 2}}  # its 56 million are counted in tests/test_convert.py
+SMALLER = dict.fromkeys(("ddpmpp", "ncsnpp"), {"width": 32, "groups": 8, "blocks": 2})  # counted in tests/test_convert.py
 FACTS = ["channels", "image_size", "num_classes", "hint_channels", "text_width"]  # what the program says of the data
 NULL = 5  # the classes of the conditional networks here, and so the index of the null label
 
@@ -371,6 +374,49 @@ def test_sinusoids_are_the_papers():
     assert (waves[2] - expected).abs().max() < 2e-5  # float32 of an angle of 250
     flipped = sinusoids(torch.tensor([1.0]), 8, "cos_sin", 1)[0]
     assert torch.equal(flipped, torch.cat([waves[1, 4:], waves[1, :4]]))
+
+
+# --- DDPM++ and NCSN++ (whole networks: tests/test_convert.py) -------------------------------------------------------
+
+
+def test_filtered_sizes_are_those_of_diffusers():
+    mend_torchvision()
+    pytest.importorskip("diffusers")
+    from diffusers.models.downsampling import downsample_2d
+    from diffusers.models.upsampling import upsample_2d
+
+    x = torch.randn(2, 5, 8, 12)
+    assert (halved(x, "fir") - downsample_2d(x, (1, 3, 3, 1))).abs().max() < 1e-6
+    assert (doubled(x, "fir") - upsample_2d(x, (1, 3, 3, 1))).abs().max() < 1e-6
+    one = torch.ones(1, 1, 8, 8)
+    assert (doubled(one, "fir")[..., 1:-1, 1:-1] == 1).all() and (halved(one, "fir")[..., 1:-1, 1:-1] == 1).all()
+
+
+def test_waves_are_random_once_and_for_good():
+    network = make("ncsnpp", 3, 32)
+    assert network.waves.frequencies.std() == pytest.approx(16, rel=0.3) and "waves.frequencies" in network.state_dict()
+    time = torch.tensor([0.25, -1.0])
+    angle = 2 * torch.pi * time[:, None] * network.waves.frequencies
+    assert (network.waves(time) - torch.cat([angle.cos(), angle.sin()], dim=1)).abs().max() < 1e-5
+    assert not list(network.waves.parameters())
+
+
+@pytest.mark.parametrize(("option", "prediction", "fits"), [("ncsnpp", "Velocity", 0), ("ncsnpp", "Preconditioned", 1)])
+def test_random_waves_are_not_told_thousands(option, prediction, fits):
+    """Of a time from 0 to 1000 they would be noise: one line says which prediction goes with such a network."""
+    keys = {**node(option), **SMALLER[option]}
+    facts = {"channels": 3, "image_size": 32, "classes": [], "taught": []}
+    nodes = {"schedule": {"_target_": "diffusion_cli.schedules.Flow"}, "model": keys, "objective": {}}
+    nodes["prediction"] = {"_target_": f"diffusion_cli.predictions.{prediction}"}
+    if fits:
+        assert denoiser_of(nodes, facts).network.bandwidth == keys["bandwidth"]
+        return
+    with pytest.raises(
+        ConfigError, match=r"model.bandwidth is 16 and .* from 1 to 1e\+03: choose prediction=edm.* or model.band"
+    ):
+        denoiser_of(nodes, facts)
+    keys["bandwidth"] = 0.005
+    assert denoiser_of(nodes, facts).network.bandwidth == 0.005
 
 
 # --- the tutorials' networks ------------------------------------------------------------------------------------------
