@@ -125,10 +125,12 @@ def denoiser_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = 
 def _tells(network: Network, prediction: Prediction) -> None:
     """ConfigError where random waves of time turn so often between data and noise that no two times are alike to the network:
     made for log(sigma) / 4, they are told 0 to 1000."""
-    first, last = prediction.c_noise(torch.tensor([1e-3, 1.0], dtype=torch.float64)).tolist()
-    if network.bandwidth is not None and network.bandwidth * abs(last - first) > _TURNS:
+    if network.bandwidth is None:
+        return
+    first, last = prediction.c_noise(torch.tensor([1e-3, 1.0], dtype=torch.float64, device="cpu")).tolist()
+    if network.bandwidth * abs(last - first) > _TURNS:
         raise ConfigError(
-            f"model.bandwidth is {network.bandwidth:g} and the prediction tells the time from {first:.3g} to {last:.3g}: choose "
+            f"model.bandwidth is {network.bandwidth:g} and the prediction tells the time from {first:g} to {last:g}: choose "
             f"prediction=edm, for which such a network is made, or model.bandwidth={5 / abs(last - first):.1g}"
         )
 

@@ -58,7 +58,7 @@ class ScaledBlock(nn.Module):
 
 
 class Reread(nn.Module):
-    """[B, c_in, H, W] to [B, c_out, H/2, W/2]: a convolution at full size, then the halving, whose border is the convolution's."""
+    """[B, c_in, H, W] to [B, c_out, H/2, W/2]: a convolution at full size, then the halving, whose border is its border."""
 
     def __init__(self, c_in: int, c_out: int, resample: Resample):
         super().__init__()
