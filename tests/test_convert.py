@@ -336,8 +336,8 @@ class Code:
 
 
 def test_ddpmpp_and_ncsnpp_are_as_large_as_their_papers_say() -> None:
-    """Karras et al. 2022, table 7: 56 million weights of either for CIFAR-10, 62 million of DDPM++ for FFHQ and AFHQ. Song et al.
-    2021, appendix H, doubled the depth for the best figure of NCSN++ on CIFAR-10: 108 million as others who trained it count."""
+    """Karras et al. 2022, table 7: 56 million weights of either for CIFAR-10, 62 million of DDPM++ for FFHQ and AFHQ. Song et
+    al. 2021, appendix H, doubled the depth for their best figure of NCSN++ on CIFAR-10: 108 million, as its users count."""
     more: dict[str, Any] = {"resample": "fir", "embedding": "fourier", "encoder": "residual"}
     with torch.device("meta"):
         networks = [DDPMpp(3, 32, 0), DDPMpp(3, 64, 0, multipliers=(1, 2, 2, 2), attention_levels=(2,))]
