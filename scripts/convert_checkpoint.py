@@ -5,11 +5,12 @@
     python scripts/convert_checkpoint.py guided 256x256_diffusion.pt adm256 --size 256 --head-width 64    # also _uncond, lsun_*
     python scripts/convert_checkpoint.py edm edm.safetensors edm32 --size 32
 
-guided-diffusion's networks, and EDM's for ImageNet, are the U-Net of Dhariwal and Nichol 2021 (appendix C, "ADM"), which
-diffusers' UNet2DModel computes; EDM's for CIFAR-10, FFHQ and AFHQ are DDPM++ (of the names *-vp) and NCSN++ (*-ve), here
+guided-diffusion's networks, and EDM's for ImageNet, are the U-Net of Dhariwal and Nichol 2021 (appendix C, "ADM"), model=adm
+here and a UNet2DModel of diffusers; EDM's for CIFAR-10, FFHQ and AFHQ are DDPM++ (of the names *-vp) and NCSN++ (*-ve), here
 model=ddpmpp and ncsnpp. Widths and levels are read off the shapes; what the shapes do not say is an option. guided-diffusion
-publishes bare tensors (.pt), which torch's restricted reader opens without running code. EDM publishes pickled objects with code
-of their own (.pkl), which nothing here opens: in EDM's own environment, and only if you trust the file, its tensors are written as safetensors first:
+publishes bare tensors (.pt), which torch's restricted reader opens without running code. EDM publishes pickled objects with
+code of their own (.pkl), which nothing here opens: in EDM's own environment, and only if you trust the file, its tensors are
+written as safetensors first:
 
     import pickle, safetensors.torch                                            # in a clone of NVlabs/edm
     net = pickle.load(open("edm-cifar10-32x32-uncond-vp.pkl", "rb"))["ema"]      # this runs the code in the file

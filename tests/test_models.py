@@ -35,9 +35,11 @@ OPTIONS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml") if pat
 PICTURES = {"mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 8)}
 TIMELESS = {"unet_basic"}  # networks that are not told the time
 READERS = ("unet_text", "mmdit")  # made for texts: they are told tokens where the others are told labels
-SMALLER = {
-    option: {"width": 32, "groups": 8, "blocks": 2} for option in ("ddpmpp", "ncsnpp")
-}  # counted in tests/test_convert.py
+SMALLER = {  # of some the whole is counted alone: here, and in tests/test_convert.py
+    "ddpmpp": {"width": 32, "groups": 8, "blocks": 2},
+    "ncsnpp": {"width": 32, "groups": 8, "blocks": 2},
+    "adm": {"width": 32, "groups": 8, "blocks": 1, "head_width": 16},
+}
 FACTS = ["channels", "image_size", "num_classes", "hint_channels", "text_width"]  # what the program says of the data
 NULL = 5  # the classes of the conditional networks here, and so the index of the null label
 
@@ -278,6 +280,10 @@ def test_parameter_counts():
         assert parameters(make("unet_basic", 1, 28)) == 309_057  # the course's own count
         assert 1.5e6 < parameters(make("unet_small", 3, 32)) < 1.7e6
         assert parameters(make("unet_tiny", 1, 8)) < 2e5
+        # Dhariwal and Nichol 2021, table 4 says 296M of 64x64: with 1000 classes; here there is a null class more, and their
+        # answer has a variance for each channel too
+        whole = {key: value for key, value in node("adm").items() if key != "_target_"}
+        assert parameters(models.UNet(3, 64, 1000, **whole)) == 295_904_454 + 768 - 3 * (9 * 192 + 1)
         one, two = parameters(make("unet", 3, 32)), parameters(make("unet", 3, 32, 10))
         assert two - one == 11 * 4 * 128  # ten classes and the null one
 
@@ -288,13 +294,19 @@ def diffusers_unet(network: models.UNet, option: str, **changes):
     diffusers = pytest.importorskip("diffusers")
     keys = {**node(option), **changes}
     attend = [level in keys["attention_levels"] for level in range(len(keys["multipliers"]))]
+    joined = {"conv": ("DownBlock2D", "UpBlock2D"), "block": ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")}
+    down, up = joined[keys["resize"]]
     return diffusers.UNet2DModel(
         sample_size=network.image_size,
         in_channels=network.channels,
         out_channels=network.channels,
         block_out_channels=tuple(keys["width"] * m for m in keys["multipliers"]),
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attend),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)),
+        down_block_types=tuple("AttnDownBlock2D" if a else down for a in attend),
+        up_block_types=tuple("AttnUpBlock2D" if a else up for a in reversed(attend)),
+        downsample_type={"conv": "conv", "block": "resnet"}[keys["resize"]],
+        upsample_type={"conv": "conv", "block": "resnet"}[keys["resize"]],
+        resnet_time_scale_shift={"add": "default", "scale_shift": "scale_shift"}[keys["time"]],
+        attn_norm_num_groups=keys["groups"] if keys["time"] == "scale_shift" else None,
         layers_per_block=keys["blocks"],
         attention_head_dim=keys["head_width"],
         dropout=keys["dropout"],
@@ -309,10 +321,11 @@ def diffusers_unet(network: models.UNet, option: str, **changes):
 
 @pytest.mark.parametrize("classes", [0, NULL])
 @pytest.mark.parametrize("size", [28, 32])
-@pytest.mark.parametrize("option", ["unet", "unet_attn", "unet2d"])
+@pytest.mark.parametrize("option", ["unet", "unet_attn", "unet2d", "adm"])
 def test_unet_is_diffusers_unet2d(option, size, classes):
     """Same weights, same picture, same gradient; narrow, because the width changes no line of code."""
-    changes = {"width": 32, "multipliers": [1, 2, 2, 4] if size == 32 else [1, 2, 2]}
+    changes = {"width": 32, "multipliers": [1, 2, 2, 4] if size == 32 else [1, 2, 2], "blocks": 2}
+    changes |= {**SMALLER["adm"], "blocks": 2} if option == "adm" else {}
     changes["attention_levels"] = [level for level in node(option)["attention_levels"] if level < len(changes["multipliers"])]
     ours = make(option, 3, size, classes, **changes).eval()
     theirs = stir(diffusers_unet(ours, option, **changes)).eval()
@@ -333,10 +346,10 @@ def test_unet_is_diffusers_unet2d(option, size, classes):
 
 
 def test_full_unets_have_the_shapes_of_diffusers():
-    for option, size in [("unet", 32), ("unet2d", 64)]:
+    for option, size in [("unet", 32), ("unet2d", 64), ("adm", 64)]:
         with torch.device("meta"):
             ours = make(option, 3, size)
-            theirs = diffusers_unet(ours, option)
+            theirs = diffusers_unet(ours, option, **SMALLER.get(option, {}))
         shapes = {renamed(name): value.shape for name, value in theirs.state_dict().items()}
         assert shapes == {name: value.shape for name, value in ours.state_dict().items()}
 
