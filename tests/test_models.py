@@ -15,12 +15,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from diffusion_cli import models, signatures
-from diffusion_cli.assembly import denoiser_of
-from diffusion_cli.errors import ConfigError
 from diffusion_cli.models.diffusers_names import renamed
 from diffusion_cli.models.dit import positions
 from diffusion_cli.models.network import Network
-from diffusion_cli.models.resampling import doubled, halved
 from diffusion_cli.models.time_embedding import sinusoids
 from diffusion_cli.vision import mend_torchvision
 
@@ -39,6 +36,9 @@ SMALLER = {  # of some the whole is counted alone: here, and in tests/test_conve
     "ddpmpp": {"width": 32, "groups": 8, "blocks": 2},
     "ncsnpp": {"width": 32, "groups": 8, "blocks": 2},
     "adm": {"width": 32, "groups": 8, "blocks": 1, "head_width": 16},
+    "edm2": {"width": 32, "blocks": 1, "head_width": 16},
+    "uvit": {"width": 32, "depth": 5, "heads": 2},
+    "transformer": {"width": 32, "depth": 2, "heads": 2},
 }
 FACTS = ["channels", "image_size", "num_classes", "hint_channels", "text_width"]  # what the program says of the data
 NULL = 5  # the classes of the conditional networks here, and so the index of the null label
@@ -240,7 +240,34 @@ def test_forward_draws_nothing(option):
     assert torch.equal(first, second) and torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("option", {node(option)["_target_"]: option for option in OPTIONS}.values())  # one of each class
+one_of_each_class = pytest.mark.parametrize("option", {node(option)["_target_"]: option for option in OPTIONS}.values())
+
+
+@every_option
+def test_a_fresh_network_answers_zero(option):
+    network = make(option, 1, 28 if option == "unet_basic" else 32, NULL)
+    x, time = batch(1, network.image_size)
+    assert (network(x, time, told(network, 1, 2)).abs().max() == 0) == (option not in ("unet_basic", "unet_gated"))
+
+
+@one_of_each_class
+def test_it_learns_a_batch_by_heart(option):
+    """What a few steps change: of noise, time and label it is to make a picture that goes with the label."""
+    network = make(option, 1, 8 if option != "unet_basic" else 28, NULL)
+    x, time = batch(1, network.image_size, count=4)
+    cond, wanted = told(network, 0, 1, 2, 3), torch.linspace(-1, 1, 4)[:, None, None, None]
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2 if option.startswith("edm2") else 3e-3)
+    losses = []
+    for _ in range(20):
+        loss = (network(x, time / 1000, cond) - wanted).square().mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0], losses
+
+
+@one_of_each_class
 def test_one_graph_for_the_compiler(option):
     """Nothing breaks the graph, so that torch.compile may take the network whole. Tracing alone: no code is generated."""
     network = small(option, NULL)
@@ -252,7 +279,7 @@ def test_one_graph_for_the_compiler(option):
         assert (traced(x, time, cond) - network(x, time, cond)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("option", ["unet_tiny", "dit", *READERS])
+@pytest.mark.parametrize("option", ["unet_tiny", "dit", "edm2", "uvit", "transformer", *READERS])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_attention_reads_contiguous_channels(option, memory_format, monkeypatch):
     """The flash kernel of a CPU asks that the last dimension of q, k and v be contiguous."""
@@ -389,47 +416,6 @@ def test_sinusoids_are_the_papers():
     assert (waves[2] - expected).abs().max() < 2e-5  # float32 of an angle of 250
     flipped = sinusoids(torch.tensor([1.0]), 8, "cos_sin", 1)[0]
     assert torch.equal(flipped, torch.cat([waves[1, 4:], waves[1, :4]]))
-
-
-# --- DDPM++ and NCSN++ (whole networks: tests/test_convert.py) -------------------------------------------------------
-
-
-def test_filtered_sizes_are_those_of_diffusers():
-    mend_torchvision()
-    pytest.importorskip("diffusers")
-    from diffusers.models.downsampling import downsample_2d
-    from diffusers.models.upsampling import upsample_2d
-
-    x = torch.randn(2, 5, 8, 12)
-    assert (halved(x, "fir") - downsample_2d(x, (1, 3, 3, 1))).abs().max() < 1e-6
-    assert (doubled(x, "fir") - upsample_2d(x, (1, 3, 3, 1))).abs().max() < 1e-6
-    one = torch.ones(1, 1, 8, 8)
-    assert (doubled(one, "fir")[..., 1:-1, 1:-1] == 1).all() and (halved(one, "fir")[..., 1:-1, 1:-1] == 1).all()
-
-
-def test_waves_are_random_once_and_for_good():
-    network = make("ncsnpp", 3, 32)
-    assert network.waves.frequencies.std() == pytest.approx(16, rel=0.3) and "waves.frequencies" in network.state_dict()
-    time = torch.tensor([0.25, -1.0])
-    angle = 2 * torch.pi * time[:, None] * network.waves.frequencies
-    assert (network.waves(time) - torch.cat([angle.cos(), angle.sin()], dim=1)).abs().max() < 1e-5
-    assert not list(network.waves.parameters())
-
-
-@pytest.mark.parametrize(("option", "prediction", "fits"), [("ncsnpp", "Velocity", 0), ("ncsnpp", "Preconditioned", 1)])
-def test_random_waves_are_not_told_thousands(option, prediction, fits):
-    """Of a time from 0 to 1000 they would be noise: one line says which prediction goes with such a network."""
-    keys = {**node(option), **SMALLER[option]}
-    facts = {"channels": 3, "image_size": 32, "classes": [], "taught": []}
-    nodes = {"schedule": {"_target_": "diffusion_cli.schedules.Flow"}, "model": keys, "objective": {}}
-    nodes["prediction"] = {"_target_": f"diffusion_cli.predictions.{prediction}"}
-    if fits:
-        assert denoiser_of(nodes, facts).network.bandwidth == keys["bandwidth"]
-        return
-    with pytest.raises(ConfigError, match=r"bandwidth is 16 and .* from 1 to 1000: choose prediction=edm.*=0.005"):
-        denoiser_of(nodes, facts)
-    keys["bandwidth"] = 0.005
-    assert denoiser_of(nodes, facts).network.bandwidth == 0.005
 
 
 # --- the tutorials' networks ------------------------------------------------------------------------------------------
