@@ -124,7 +124,22 @@ def denoiser_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = 
     if texts["width"]:
         sizes["text_width"] = texts["width"]
         _takes(node, "text_width", "texts", "text", trust)
-    return Denoiser(build(node["model"], Network, "model", sizes, trust), prediction, texts["length"])
+    network = build(node["model"], Network, "model", sizes, trust)
+    _tells(network, prediction)
+    return Denoiser(network, prediction, texts["length"])
+
+
+def _tells(network: Network, prediction: Prediction) -> None:
+    """ConfigError where random waves of time turn so often between data and noise that no two times are alike to the network:
+    made for log(sigma) / 4, they are told 0 to 1000."""
+    if network.bandwidth is None:
+        return
+    first, last = prediction.c_noise(torch.tensor([1e-3, 1.0], dtype=torch.float64, device="cpu")).tolist()
+    if network.bandwidth * abs(last - first) > _TURNS:
+        raise ConfigError(
+            f"model.bandwidth is {network.bandwidth:g} and the prediction tells the time from {first:g} to {last:g}: choose "
+            f"prediction=edm, for which such a network is made, or model.bandwidth={5 / abs(last - first):.1g}"
+        )
 
 
 def _takes(node: Mapping[str, Any], fact: str, asked: str, what: str, trust: Collection[str]) -> None:
@@ -164,6 +179,7 @@ def clip_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = ()) 
     return build(node["model"], Clip, "model", sizes, trust)
 
 
+_TURNS = 400  # of random waves between data and noise: 16 of log(sigma)/4 over all that it can be
 # What the constructor of an objective may ask for by the name of an argument; config.PARTS says the names without torch.
 PARTS: dict[str, Callable[[Mapping[str, Any], Facts, Collection[str]], object]] = {
     "denoiser": denoiser_of,

@@ -5,18 +5,19 @@
     python scripts/convert_checkpoint.py guided 256x256_diffusion.pt adm256 --size 256 --head-width 64    # also _uncond, lsun_*
     python scripts/convert_checkpoint.py edm edm.safetensors edm32 --size 32
 
-guided-diffusion's networks, and EDM's for ImageNet, are the U-Net of Dhariwal and Nichol 2021 (appendix C, "ADM"), which
-diffusers' UNet2DModel computes; EDM's for CIFAR-10, FFHQ and AFHQ of the names *-vp are DDPM++, model=ddpmpp here. Widths and
-levels are read off the shapes; what the shapes do not say is an option. guided-diffusion publishes bare tensors (.pt), which
-torch's restricted reader opens without running code. EDM publishes pickled objects with code of their own (.pkl), which nothing
-here opens: in EDM's own environment, and only if you trust the file, its tensors are written as safetensors first:
+guided-diffusion's networks, and EDM's for ImageNet, are the U-Net of Dhariwal and Nichol 2021 (appendix C, "ADM"), model=adm
+here and a UNet2DModel of diffusers; EDM's for CIFAR-10, FFHQ and AFHQ are DDPM++ (of the names *-vp) and NCSN++ (*-ve), here
+model=ddpmpp and ncsnpp. Widths and levels are read off the shapes; what the shapes do not say is an option. guided-diffusion
+publishes bare tensors (.pt), which torch's restricted reader opens without running code. EDM publishes pickled objects with
+code of their own (.pkl), which nothing here opens: in EDM's own environment, and only if you trust the file, its tensors are
+written as safetensors first:
 
     import pickle, safetensors.torch                                            # in a clone of NVlabs/edm
     net = pickle.load(open("edm-cifar10-32x32-uncond-vp.pkl", "rb"))["ema"]      # this runs the code in the file
     print(type(net).__name__, net.sigma_data)                                    # EDMPrecond 0.5: others are not converted
     safetensors.torch.save_file({k: v.float().contiguous() for k, v in net.state_dict().items()}, "edm.safetensors")
 
-What has no counterpart is refused: NCSN++ (*-ve), networks that halve their size by convolutions, upsamplers (their input has
+What has no counterpart is refused: networks that halve their size by convolutions, upsamplers (their input has
 six channels), a time embedding that is not as wide as the first level (512x512). The shapes do not say how many heads there
 are: a UNet2DModel's have one width (--num_head_channels); 128x128_diffusion has 4 at every level (--num_heads).
 """
@@ -123,7 +124,7 @@ def levels_of(weights: Weights) -> tuple[list[int], int]:
 
 
 def ddpmpp(weights: Weights) -> Iterator[tuple[str, str]]:
-    """The same for EDM's SongUNet of the kind DDPM++."""
+    """The same for EDM's SongUNet, of the kinds DDPM++ and NCSN++."""
     sizes, count = levels_of(weights)
     first, deepest = f"{sizes[0]}x{sizes[0]}", f"{sizes[-1]}x{sizes[-1]}"
     yield from {"map_layer0": "linear1", "map_layer1": "linear2", f"enc.{first}_conv": "conv_in"}.items()
@@ -134,14 +135,18 @@ def ddpmpp(weights: Weights) -> Iterator[tuple[str, str]]:
     for here, (side, names) in rows.items():
         for i, name in enumerate(names):
             yield from ((f"{side}.{name}.{a}", f"{here}.{i}.{b}") for a, b in DDPMPP.items())
+    yield "map_noise", "waves"
+    yield from ((f"enc.{size}x{size}_aux_residual", f"rereads.{i}.conv") for i, size in enumerate(sizes[1:]))
 
 
-def of_ddpmpp(weights: Weights, size: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by our names, and the keys of the network."""
+def of_ddpmpp(weights: Weights, size: int, taps: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by our names, and the keys of the network. taps: of its filter."""
     sizes, count = levels_of(weights)
     classes, augment = [name for name in weights if name.startswith("map_label.")], "map_augment.weight"
     kept = {name: value for name, value in weights.items() if name not in (*classes, augment)}  # what was said of distortions
     found = split(renamed(kept, dict(ddpmpp(weights))), None, "hcq")
+    if "waves.freqs" in found:
+        found["waves.frequencies"] = found.pop("waves.freqs")
     if classes:  # a linear layer of sqrt(N) times the one-hot label
         label = weights["map_label.weight"]  # [width, N]
         table = label.T * label.shape[1] ** 0.5 + weights["map_label.bias"]  # [N, width]
@@ -153,6 +158,8 @@ def of_ddpmpp(weights: Weights, size: int) -> tuple[dict[str, Tensor], dict[str,
         "_class_name": "DDPMpp", "sample_size": size, "in_channels": found["conv_in.weight"].shape[1], "width": width,
         "multipliers": [end // width for end in ends], "blocks": count, "attention_levels": attends, "groups": 32,
         "dropout": 0.0, "num_class_embeds": len(found["class_embedding.weight"]) if classes else None,
+        "resample": "fir" if taps == 4 else "mean", "embedding": "fourier" if "waves.frequencies" in found else "sines",
+        "encoder": "residual" if "rereads.0.conv.weight" in found else "plain",
     }  # fmt: skip
 
 
@@ -223,10 +230,13 @@ def converted(
     """Tensors, config.json and scheduler_config.json. Raises Refused."""
     if kind == "edm":
         weights = {name.removeprefix("model."): value for name, value in weights.items()}
+        taps = {value.shape[-1] for name, value in weights.items() if name.endswith("resample_filter")}
+        if not taps <= {2, 4}:
+            raise Refused(f"its filters have {sorted(taps)} taps, and those of 2 and 4 are known")
         weights = {name: value for name, value in weights.items() if not name.endswith("resample_filter")}
         scheduler = {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
         if "out_norm.weight" not in weights:
-            return *of_ddpmpp(weights, size), scheduler
+            return *of_ddpmpp(weights, size, max(taps, default=2)), scheduler
         pairs, order, head_width = dict(edm(weights)), "hcq", head_width or 64
     else:
         pairs = dict(guided(weights))

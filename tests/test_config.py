@@ -38,6 +38,7 @@ OPTIONS = [  # (group, option): ("loss/times", "uniform")
 ASKED_ONLY = set(SAMPLE_GROUPS) - set(TRAIN_GROUPS)  # groups of diffusion-sample alone
 TINY_MODELS = {
     "ddpmpp": ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipliers=[1,2]"),
+    "ncsnpp": ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipliers=[1,2]"),
     "dit": ("model.width=16", "model.depth=1", "model.heads=2"),
     "unet_basic": ("model.widths=[8,8]", "model.kernel_size=3"),
     "unet_gated": ("model.width=8", "model.levels=2", "model.time_width=8", "model.bottom_width=8", "model.bottom_channels=4"),
@@ -68,6 +69,8 @@ def words_of(group: str, option: str) -> list[str]:
     words = [f"{group}={option}"]
     if group == "prediction":
         words += ["schedule=vp", "sampler/grid=uniform"]
+    if (group, option) == ("model", "ncsnpp"):
+        words += ["prediction=edm"]  # random waves of log(sigma)/4
     if group == "adapter":
         words += ["init=somewhere"]
     if group == "dataset":

@@ -7,20 +7,23 @@ the names that the published tensors have; weights are random, away from zero.
 import math
 import pickle
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as nnf
+from scipy.signal import upfirdn
 from test_scripts import load
 from tiny import compose
 from torch import Tensor, nn
 
 from diffusion_cli import config
 from diffusion_cli.finding import find, load_denoiser
-from diffusion_cli.models import DDPMpp, UNet2D
+from diffusion_cli.models import DDPMpp, UNet, UNet2D
 from diffusion_cli.predictions import Preconditioned
 from diffusion_cli.sampling import sample
 
@@ -44,8 +47,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhnm,bhcm->bhcn", weight, v).flatten(1, 2)
 
 
-def resize(x: Tensor, way: str) -> Tensor:
+def resize(x: Tensor, way: str, fir: bool = False) -> Tensor:
+    if fir and way:
+        return filtered(x, way)
     return {"up": lambda: nnf.interpolate(x, scale_factor=2.0), "down": lambda: nnf.avg_pool2d(x, 2), "": lambda: x}[way]()
+
+
+def filtered(x: Tensor, way: str, border: int = 1) -> Tensor:
+    """By [1, 3, 3, 1]: scipy's upfirdn along rows and along columns. border: zeros around x before a halving."""
+    h = x.detach().double().numpy()
+    for axis in (2, 3):
+        if way == "up":
+            h = upfirdn([0.25, 0.75, 0.75, 0.25], h, up=2, axis=axis).take(range(1, 2 * x.shape[axis] + 1), axis)
+        else:
+            h = np.pad(h, [(border, border) if i == axis else (0, 0) for i in range(4)])
+            h = upfirdn([0.125, 0.375, 0.375, 0.125], h, axis=axis).take(range(3, h.shape[axis], 2), axis)
+    return torch.from_numpy(h).float()
 
 
 class GuidedBlock(nn.Module):
@@ -172,23 +189,23 @@ class EDM(nn.Module):
 class DDPMppBlock(nn.Module):
     """EDM's block in its other manner: time is added, sums are divided by sqrt(2), a resized shortcut is projected."""
 
-    def __init__(self, c_in: int, c_out: int, way: str = "", attention: bool = False):
+    def __init__(self, c_in: int, c_out: int, way: str = "", attention: bool = False, fir: bool = False):
         super().__init__()
-        self.way, self.attention = way, attention
+        self.way, self.attention, self.fir = way, attention, fir
         wide = lambda width: nn.GroupNorm(32, width, eps=1e-6)  # noqa: E731
         self.norm0, self.conv0 = wide(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.affine, self.norm1 = nn.Linear(4 * WIDTHS[0], c_out), wide(c_out)
         self.conv1 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out or way else nn.Identity()
         if way:
-            self.conv0.register_buffer("resample_filter", torch.ones(1, 1, 2, 2))
-            self.skip.register_buffer("resample_filter", torch.ones(1, 1, 2, 2))
+            self.conv0.register_buffer("resample_filter", torch.ones(1, 1, 2 + 2 * fir, 2 + 2 * fir))
+            self.skip.register_buffer("resample_filter", torch.ones(1, 1, 2 + 2 * fir, 2 + 2 * fir))
         if attention:
             self.norm2, self.qkv, self.proj = wide(c_out), nn.Conv2d(c_out, 3 * c_out, 1), nn.Conv2d(c_out, c_out, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv0(resize(nnf.silu(self.norm0(x)), self.way)) + self.affine(emb)[:, :, None, None]
-        x = (self.conv1(nnf.silu(self.norm1(h))) + self.skip(resize(x, self.way))) / math.sqrt(2)
+        h = self.conv0(resize(nnf.silu(self.norm0(x)), self.way, self.fir)) + self.affine(emb)[:, :, None, None]
+        x = (self.conv1(nnf.silu(self.norm1(h))) + self.skip(resize(x, self.way, self.fir))) / math.sqrt(2)
         if self.attention:
             q, k, v = self.qkv(self.norm2(x)).flatten(2).unflatten(1, (1, -1, 3)).unbind(3)
             x = (x + self.proj(attend(q, k, v).view_as(x))) / math.sqrt(2)
@@ -198,13 +215,16 @@ class DDPMppBlock(nn.Module):
 class EDMpp(nn.Module):
     """One block a level of 16 and 8 pixels, attention at 8; a linear layer of sqrt(N) times the one-hot label, before both."""
 
+    fir = False
+
     def __init__(self, classes: int):
         super().__init__()
-        (a, b), block = WIDTHS, DDPMppBlock
-        self.map_layer0, self.map_layer1 = nn.Linear(a, 4 * a), nn.Linear(4 * a, 4 * a)
-        self.map_augment = nn.Linear(9, a, bias=False)
+        (a, b), waves = WIDTHS, WIDTHS[0] * (1 + self.fir)
+        block = partial(DDPMppBlock, fir=self.fir)
+        self.map_layer0, self.map_layer1 = nn.Linear(waves, 4 * a), nn.Linear(4 * a, 4 * a)
+        self.map_augment = nn.Linear(9, waves, bias=False)
         if classes:
-            self.map_label = nn.Linear(classes, a)
+            self.map_label = nn.Linear(classes, waves)
         self.enc = nn.ModuleDict({
             "16x16_conv": nn.Conv2d(3, a, 3, padding=1), "16x16_block0": block(a, a),
             "8x8_down": block(a, a, "down"), "8x8_block0": block(a, b, "", True),
@@ -216,15 +236,23 @@ class EDMpp(nn.Module):
             "16x16_aux_conv": nn.Conv2d(a, 3, 3, padding=1),
         })  # fmt: skip
 
+    def waves(self, time: Tensor) -> Tensor:
+        half = WIDTHS[0] // 2
+        angles = time[:, None] * 10000 ** (-torch.arange(half) / (half - 1))
+        return torch.cat([angles.sin(), angles.cos()], 1)
+
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
-        width = WIDTHS[0]
-        angles = time[:, None] * 10000 ** (-torch.arange(width // 2) / (width // 2 - 1))
-        emb = torch.cat([angles.sin(), angles.cos()], 1)
+        emb, y = self.waves(time), x
         if labels is not None:
             emb = emb + self.map_label(nnf.one_hot(labels, CLASSES) * math.sqrt(CLASSES))
         emb, skips = nnf.silu(self.map_layer1(nnf.silu(self.map_layer0(emb)))), [x]
         for name, part in self.enc.items():
-            skips.append(part(skips[-1]) if name.endswith("conv") else part(skips[-1], emb))
+            if name.endswith("residual"):  # convolved with a border for the filter, which then adds none
+                y = skips[-1] = (skips[-1] + filtered(nnf.conv2d(y, part.weight, part.bias, padding=2), "down", 0)) / math.sqrt(
+                    2
+                )
+            else:
+                skips.append(part(skips[-1]) if name.endswith("conv") else part(skips[-1], emb))
         h = skips[-1]
         for name, part in self.dec.items():
             if "aux" in name:
@@ -232,6 +260,25 @@ class EDMpp(nn.Module):
             else:
                 h = part(torch.cat([h, skips.pop()], 1) if "block" in name else h, emb)
         return h
+
+
+class EDMve(EDMpp):
+    """The same as NCSN++: filtered, told time by random waves, and reading the picture at 8 pixels again."""
+
+    fir = True
+
+    def __init__(self, classes: int):
+        super().__init__(classes)
+        self.map_noise = nn.Module()
+        self.map_noise.register_buffer("freqs", 16 * torch.randn(WIDTHS[0]))
+        parts = list(self.enc.items())
+        aux = nn.Conv2d(3, WIDTHS[0], 3, padding=1)
+        aux.register_buffer("resample_filter", torch.ones(1, 1, 4, 4))
+        self.enc = nn.ModuleDict([*parts[:3], ("8x8_aux_residual", aux), *parts[3:]])
+
+    def waves(self, time: Tensor) -> Tensor:
+        angles = 2 * math.pi * time[:, None] * self.map_noise.freqs
+        return torch.cat([angles.cos(), angles.sin()], 1)
 
 
 def shaken(network: nn.Module) -> nn.Module:
@@ -262,7 +309,9 @@ def test_guided_diffusion(classes: int, order: str, tmp_path: Path) -> None:
     network = shaken(Guided(classes, order))
     torch.save(network.state_dict(), tmp_path / "it.pt")
     command("guided", tmp_path / "it.pt", tmp_path / "out", "--size", 16, "--head-width", HEAD, "--order", order)
-    assert isinstance(agrees(tmp_path / "out", network, classes, torch.tensor([0.0, 371.0, 999.0])).network, UNet2D)
+    assert isinstance(
+        agrees(tmp_path / "out", network, classes, torch.tensor([0.0, 371.0, 999.0])).network, UNet2D
+    )  # a variance
     other = {"hqc": "qhc", "qhc": "hqc"}[order]
     command("guided", tmp_path / "it.pt", tmp_path / "wrong", "--size", 16, "--head-width", HEAD, "--order", other)
     with pytest.raises(AssertionError):
@@ -270,7 +319,7 @@ def test_guided_diffusion(classes: int, order: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [0, CLASSES])
-@pytest.mark.parametrize(("kind", "ours"), [(EDM, UNet2D), (EDMpp, DDPMpp)])
+@pytest.mark.parametrize(("kind", "ours"), [(EDM, UNet), (EDMpp, DDPMpp), (EDMve, DDPMpp)])
 def test_edm(kind: type, ours: type, classes: int, tmp_path: Path) -> None:
     network = shaken(kind(classes))
     tensors = {f"model.{name}": value.contiguous() for name, value in network.state_dict().items()}
@@ -288,12 +337,17 @@ class Code:
         return (Path.touch, (Path("executed"),))
 
 
-def test_ddpmpp_is_as_large_as_edm_says() -> None:
-    """Karras et al. 2022, table 7: 56 million weights for CIFAR-10, and 62 million for FFHQ and AFHQ."""
+def test_ddpmpp_and_ncsnpp_are_as_large_as_their_papers_say() -> None:
+    """Karras et al. 2022, table 7: 56 million weights of either for CIFAR-10, 62 million of DDPM++ for FFHQ and AFHQ. Song et
+    al. 2021, appendix H, doubled the depth for their best figure of NCSN++ on CIFAR-10: 108 million, as its users count."""
+    more: dict[str, Any] = {"resample": "fir", "embedding": "fourier", "encoder": "residual"}
     with torch.device("meta"):
-        sizes = [sum(p.numel() for p in DDPMpp(3, 32, 0).parameters())]
-        sizes.append(sum(p.numel() for p in DDPMpp(3, 64, 0, multipliers=(1, 2, 2, 2), attention_levels=(2,)).parameters()))
-    assert [round(size / 1e6) for size in sizes] == [56, 62]
+        networks = [DDPMpp(3, 32, 0), DDPMpp(3, 64, 0, multipliers=(1, 2, 2, 2), attention_levels=(2,))]
+        networks += [DDPMpp(3, 32, 0, **more), DDPMpp(3, 32, 0, multipliers=(1, 2, 2, 2), blocks=8, **more)]
+    sizes = [sum(p.numel() for p in network.parameters()) for network in networks]
+    assert [round(size / 1e6) for size in sizes] == [56, 62, 56, 108]
+    wider_waves, rereads = 128 * 512, 3 * 9 * 256 + 256 + 256 * 9 * 256 + 256
+    assert sizes[2] - sizes[0] == wider_waves + rereads
 
 
 def test_what_has_no_counterpart_or_has_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +367,7 @@ def test_what_has_no_counterpart_or_has_code_is_refused(tmp_path: Path, monkeypa
     refused("it.pt", {**weights, "more": Code()}, "cannot be opened without running code")
     refused("it.pt", {"model": weights}, "more than tensors by name")
     refused("it.pt", weights, "names are not those of a network of EDM", "edm")
-    refused("it.pt", {**EDMpp(0).state_dict(), "map_noise.freqs": torch.zeros(1)}, "map_noise.freqs has no place", "edm")
+    refused("it.pt", {**EDMpp(0).state_dict(), "map_other.freqs": torch.zeros(1)}, "map_other.freqs has no place", "edm")
     refused("it.pt", {n: v for n, v in weights.items() if not n.startswith("output_blocks.2.2")}, "joined by convolutions")
     refused("it.pt", {**weights, "input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)}, "input has 6 channels")
     refused("it.pt", {**weights, "time_embed.0.weight": torch.zeros(128, 64)}, "told in 64 waves")

@@ -1,23 +1,28 @@
-"""DDPM++: the U-Net of the score SDE paper that EDM trains for CIFAR-10, FFHQ and AFHQ.
+"""DDPM++ and NCSN++: the U-Nets of the score SDE paper that EDM trains for CIFAR-10, FFHQ and AFHQ.
 
     block:      h = conv1(resize(silu(norm1(x)))) + linear(emb);  x <- s (shortcut(resize(x)) + conv2(dropout(silu(norm2(h)))))
     attention:  x <- s (x + out(softmax(q k^T / sqrt(C)) v))                      s = 1 / sqrt(2)
-    emb:        silu(linear(silu(linear(sines(time) + table[label]))))
+    emb:        silu(linear(silu(linear(waves(time) + table[label]))))
+    residual:   behind each halving  x <- s (x + halve(conv(y))),  y the picture at first and then the last such sum
 
-Song et al. 2021, "Score-based generative modeling through stochastic differential equations", appendix H; its sizes and where
-labels enter: Karras et al. 2022, appendix F.2, "DDPM++". Other than in DDPM's U-Net (unet.py), sums are scaled, so that
-variances do not grow with depth; blocks change the resolution themselves, by means and doublings of pixels; and on the way up
-attention stands only behind the last block of its level.
+Song et al. 2021, "Score-based generative modeling through stochastic differential equations", appendices G and H; its sizes
+and where labels enter: Karras et al. 2022, appendix F.2, "DDPM++" and "NCSN++". Other than in DDPM's U-Net (unet.py), sums are
+scaled, so that variances do not grow with depth; blocks change the resolution themselves; and on the way up attention stands
+only behind the last block of its level. The two differ in three options: DDPM++ takes means and doublings of pixels, sines of
+time, and the picture once; NCSN++ a binomial filter, random waves of time, and the picture at every level ("residual" above).
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from diffusion_cli.models.network import Network, check_halvings
-from diffusion_cli.models.time_embedding import sinusoids
+from diffusion_cli.models.resampling import Resample, doubled, halved
+from diffusion_cli.models.time_embedding import Waves, sinusoids
 from diffusion_cli.models.unet import SelfAttention
-from diffusion_cli.ranges import NonNegativeInt, PositiveInt, Rate
+from diffusion_cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Rate
 
 _S = 0.5**0.5
 _EPS = 1e-6
@@ -26,9 +31,11 @@ _EPS = 1e-6
 class ScaledBlock(nn.Module):
     """[B, c_in, H, W] and emb [B, E] to [B, c_out, H, W], or at twice or half the size. way: up, down or nothing."""
 
-    def __init__(self, c_in: int, c_out: int, emb_width: int, groups: int, dropout: float, way: str = "", attend: bool = False):
+    def __init__(
+        self, c_in: int, c_out: int, emb_width: int, groups: int, dropout: float, resample: Resample, way: str, attend: bool
+    ):
         super().__init__()
-        self.way = way
+        self.way, self.resample = way, resample
         self.norm1 = nn.GroupNorm(groups, c_in, _EPS)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.time = nn.Linear(emb_width, c_out)
@@ -46,14 +53,28 @@ class ScaledBlock(nn.Module):
 
     def resize(self, x: Tensor) -> Tensor:
         if self.way == "down":
-            return nnf.avg_pool2d(x, 2)  # [B, C, H/2, W/2]
-        return nnf.interpolate(x, scale_factor=2.0, mode="nearest") if self.way else x  # [B, C, 2H, 2W]
+            return halved(x, self.resample)  # [B, C, H/2, W/2]
+        return doubled(x, self.resample) if self.way else x  # [B, C, 2H, 2W]
+
+
+class Reread(nn.Module):
+    """[B, c_in, H, W] to [B, c_out, H/2, W/2]: a convolution at full size, then the halving, whose border is its border."""
+
+    def __init__(self, c_in: int, c_out: int, resample: Resample):
+        super().__init__()
+        self.resample = resample
+        self.conv = nn.Conv2d(c_in, c_out, 3, padding=2 if resample == "fir" else 1)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return halved(self.conv(y), self.resample, padding=0)  # [B, c_out, H/2, W/2]
 
 
 class DDPMpp(Network):
     """Levels of width * multipliers[i] channels, each of half the size of the one before; blocks of each on the way down, one
     more on the way up. attention_levels: 0 is the full size; the middle always has it. groups: of the norms at most, and at
-    least 4 channels in each. ValueError: a size that cannot be halved so often, a width that groups do not divide.
+    least 4 channels in each. resample: means of pixels, or the filter [1, 3, 3, 1]. embedding: of time, sines as in DDPM, or
+    twice as many random waves of that bandwidth. encoder: residual reads the picture again at every level.
+    ValueError: a size that cannot be halved so often, a width that groups do not divide.
     """
 
     def __init__(
@@ -68,6 +89,10 @@ class DDPMpp(Network):
         attention_levels: tuple[NonNegativeInt, ...] = (1,),
         dropout: Rate = 0.13,
         groups: PositiveInt = 32,
+        resample: Literal["mean", "fir"] = "mean",
+        embedding: Literal["sines", "fourier"] = "sines",
+        encoder: Literal["plain", "residual"] = "plain",
+        bandwidth: PositiveFloat = 16.0,
     ):
         super().__init__(channels, image_size, num_classes, hint_channels)
         last, emb = len(multipliers) - 1, 4 * width
@@ -78,16 +103,19 @@ class DDPMpp(Network):
         check_halvings(image_size, last, f"multipliers has {last + 1} levels", "fewer multipliers")
 
         def block(c_in: int, c_out: int, way: str = "", attend: bool = False) -> ScaledBlock:
-            return ScaledBlock(c_in, c_out, emb, groups, dropout, way, attend)
+            return ScaledBlock(c_in, c_out, emb, groups, dropout, resample, way, attend)
 
-        self.linear1, self.linear2 = nn.Linear(width, emb), nn.Linear(emb, emb)
-        self.class_embedding = self.class_table(width)
+        waves = 2 * width if embedding == "fourier" else width
+        self.linear1, self.linear2 = nn.Linear(waves, emb), nn.Linear(emb, emb)
+        self.class_embedding = self.class_table(waves)
         self.conv_in = nn.Conv2d(channels + hint_channels, width, 3, padding=1)
         here, skips, down, up = width, [width], list[ScaledBlock](), list[ScaledBlock]()
+        read, rereads = channels + hint_channels, list[Reread]()
         for level, multiplier in enumerate(multipliers):
             if level:
                 down.append(block(here, here, "down"))
                 skips.append(here)
+                rereads.append(Reread(read, read := here, resample))
             for _ in range(blocks):
                 down.append(block(here, width * multiplier, "", level in attention_levels))
                 here = width * multiplier
@@ -102,18 +130,26 @@ class DDPMpp(Network):
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
         self.norm_out = nn.GroupNorm(groups, here, _EPS)
         self.conv_out = nn.Conv2d(here, channels, 3, padding=1)
+        self.bandwidth = bandwidth if embedding == "fourier" else None
+        self.waves = Waves(waves, bandwidth) if embedding == "fourier" else None
+        self.rereads = nn.ModuleList(rereads) if encoder == "residual" else None
         self._initialise()
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        emb = sinusoids(time.float(), self.linear1.in_features, "sin_cos", 1)  # [B, width]
+        if self.waves is not None:
+            emb = self.waves(time)  # [B, 2 width]
+        else:
+            emb = sinusoids(time.float(), self.linear1.in_features, "sin_cos", 1)  # [B, width]
         labels = self.labels(x, cond)
         if labels is not None:
-            emb = emb + self.class_embedding(labels)  # [B, width]
+            emb = emb + self.class_embedding(labels)  # as wide
         emb = nnf.silu(self.linear2(nnf.silu(self.linear1(emb))))  # [B, E]
-        h = self.conv_in(x)  # [B, width, H, W]
+        h, y, rereads = self.conv_in(x), x, iter(self.rereads or ())  # h [B, width, H, W]
         skips = [h]
         for block in self.down:
             h = block(h, emb)  # [B, c, h, w]
+            if self.rereads is not None and block.way:
+                h = y = _S * (h + next(rereads)(y))  # [B, c, h, w]
             skips.append(h)
         for block in self.mid:
             h = block(h, emb)  # [B, c, h, w]

@@ -6,6 +6,7 @@
     blocks                 layers_per_block          head_width   attention_head_dim     dropout      dropout
     groups                 norm_num_groups           norm_eps     norm_eps
     time_order             flip_sin_to_cos           time_shift   freq_shift             downsample_padding   its namesake
+    time                   resnet_time_scale_shift   resize       downsample_type, upsample_type, and the kinds of block
 
 One table for both directions: exporting/ writes their keys, pretrained/ reads them.
 """
@@ -24,6 +25,8 @@ from diffusion_cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Rat
 
 _PADDINGS = {"end": 0, "both": 1}
 _ORDERS = {"sin_cos": False, "cos_sin": True}
+_TIMES = {"add": "default", "scale_shift": "scale_shift"}
+_RESIZES = {"conv": "conv", "block": "resnet"}
 _SAME = {  # ours -> theirs, the same value
     "blocks": "layers_per_block",
     "head_width": "attention_head_dim",
@@ -38,11 +41,7 @@ _FIXED = {  # what our UNet is always, in their words
     "time_embedding_dim": None,
     "mid_block_type": "UNetMidBlock2D",
     "mid_block_scale_factor": 1,
-    "downsample_type": "conv",
-    "upsample_type": "conv",
     "act_fn": "silu",
-    "attn_norm_num_groups": None,
-    "resnet_time_scale_shift": "default",
     "add_attention": True,
 }
 
@@ -50,12 +49,18 @@ _FIXED = {  # what our UNet is always, in their words
 def theirs_of(keys: Mapping[str, Any]) -> dict[str, Any]:
     """All keys of our UNet's constructor -> those of UNet2DModel that follow from them."""
     attend = [level in keys["attention_levels"] for level in range(len(keys["multipliers"]))]
+    resize, shifted = _RESIZES[keys["resize"]], keys["time"] == "scale_shift"
+    down, up = ("DownBlock2D", "UpBlock2D") if resize == "conv" else ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
     return {
         "block_out_channels": tuple(keys["width"] * m for m in keys["multipliers"]),
-        "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attend),
-        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)),
+        "down_block_types": tuple("AttnDownBlock2D" if a else down for a in attend),
+        "up_block_types": tuple("AttnUpBlock2D" if a else up for a in reversed(attend)),
         "flip_sin_to_cos": _ORDERS[keys["time_order"]],
         "downsample_padding": _PADDINGS[keys["downsample_padding"]],
+        "downsample_type": resize,
+        "upsample_type": resize,
+        "resnet_time_scale_shift": _TIMES[keys["time"]],
+        "attn_norm_num_groups": keys["groups"] if shifted else None,  # without it, the middle's attention would have no norm
         **{theirs: keys[ours] for ours, theirs in _SAME.items()},
     }
 
@@ -64,10 +69,12 @@ def ours_of(config: Mapping[str, Any], channels: int) -> dict[str, Any] | None:
     """A UNet2DModel's config -> the keys of our UNet that computes the same; None where ours cannot."""
     told = {**_defaults(), **config}
     widths = told["block_out_channels"]
-    orders, paddings = ({value: word for word, value in table.items()} for table in (_ORDERS, _PADDINGS))
+    tables = (_ORDERS, _PADDINGS, _TIMES, _RESIZES)
+    orders, paddings, times, resizes = ({value: word for word, value in table.items()} for table in tables)
     differs = any(told[key] != value for key, value in _FIXED.items()) or told.get("out_channels") not in (None, channels)
-    shifted = told["freq_shift"] not in (0, 1)
-    if differs or shifted or any(w % widths[0] for w in widths) or told["downsample_padding"] not in paddings:
+    strange = told["freq_shift"] not in (0, 1) or told["downsample_padding"] not in paddings
+    strange = strange or told["resnet_time_scale_shift"] not in times or told["downsample_type"] not in resizes
+    if differs or strange or any(w % widths[0] for w in widths):
         return None
     keys = {
         "width": widths[0],
@@ -75,10 +82,13 @@ def ours_of(config: Mapping[str, Any], channels: int) -> dict[str, Any] | None:
         "attention_levels": [level for level, kind in enumerate(told["down_block_types"]) if kind == "AttnDownBlock2D"],
         "time_order": orders[told["flip_sin_to_cos"]],
         "downsample_padding": paddings[told["downsample_padding"]],
+        "time": times[told["resnet_time_scale_shift"]],
+        "resize": resizes[told["downsample_type"]],
         **{ours: told[theirs] for ours, theirs in _SAME.items()},
     }
     back = theirs_of(keys)  # other kinds of block, or another order of them, do not come back
-    return keys if all(list(back[key]) == list(told[key]) for key in ("down_block_types", "up_block_types")) else None
+    same = all(list(back[key]) == list(told[key]) for key in ("down_block_types", "up_block_types"))
+    return keys if same and all(back[key] == told[key] for key in ("upsample_type", "attn_norm_num_groups")) else None
 
 
 def weights_of_ours(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ Texts are read as by Chen et al. 2023, "PixArt-alpha", section 2.3: attention to
 without texts can be taught to read; the norm of what asks, which that paper leaves out, is that of all else here.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -81,18 +82,18 @@ class Attention(nn.Module):
         return self.out(nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # [B, N, D]
 
 
-class DiTBlock(nn.Module):
-    """[B, N, D], silu(c) [B, D] and, with a text_width, a text, to [B, N, D]."""
+class AdaptiveBlock(nn.Module):
+    """[B, N, D], silu(c) [B, D] and, with a text_width, a text, to [B, N, D]: what it is made of is for who makes it."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, dropout: float, text_width: int, norm_eps: float):
+    def __init__(
+        self, norm1: nn.Module, attention: nn.Module, norm2: nn.Module, mlp: nn.Module, width: int, heads: int, text_width: int
+    ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attention = Attention(width, heads)
+        self.norm1 = norm1
+        self.attention = attention
         self.reading = CrossAttention(width, heads, text_width) if text_width else None
-        self.norm2 = nn.LayerNorm(width, eps=norm_eps, elementwise_affine=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, mlp_width), nn.GELU(approximate="tanh"), nn.Dropout(dropout), nn.Linear(mlp_width, width)
-        )
+        self.norm2 = norm2
+        self.mlp = mlp
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(self, x: Tensor, c: Tensor, text: Text | None = None) -> Tensor:
@@ -103,41 +104,34 @@ class DiTBlock(nn.Module):
         return x + gate2[:, None, :] * self.mlp(modulate(self.norm2(x), shift2, scale2))  # [B, N, D]
 
 
-class DiT(Network):
-    """patch_size: pixels along a patch's side. mlp_ratio: hidden width of the MLP over the width. dropout: in the MLP.
-    time_shift: see time_embedding.py; 0 is the paper's code, 1 that of diffusers, into which such a network can be exported.
-    norm_eps: of the norms before the MLP: 1e-6 the paper's code, 1e-5 what diffusers made of its published weights.
-
-    ValueError: patches that do not tile the picture, heads that do not divide the width, a width no multiple of 4.
-    """
+class PatchTransformer(Network):
+    """Patches through blocks that are told of time and condition, and back. patches_in: of a patch's numbers to the width;
+    block: makes one. Gates and the output start at zero. ValueError: patches that do not tile the picture."""
 
     def __init__(
         self,
-        channels: PositiveInt,
-        image_size: PositiveInt,
-        num_classes: NonNegativeInt,
-        hint_channels: NonNegativeInt = 0,
-        text_width: NonNegativeInt = 0,
-        patch_size: PositiveInt = 4,
-        width: PositiveInt = 128,
-        depth: PositiveInt = 8,
-        heads: PositiveInt = 4,
-        mlp_ratio: PositiveFloat = 4.0,
-        dropout: Rate = 0.0,
-        time_shift: Literal[0, 1] = 0,
-        norm_eps: PositiveFloat = 1e-6,
+        channels: int,
+        image_size: int,
+        num_classes: int,
+        hint_channels: int,
+        text_width: int,
+        patch_size: int,
+        width: int,
+        time_shift: Literal[0, 1],
+        depth: int,
+        patches_in: nn.Module,
+        block: Callable[[], AdaptiveBlock],
+        norm_out: nn.Module,
     ):
         super().__init__(channels, image_size, num_classes, hint_channels, text_width)
-        check_patches(image_size, patch_size, width, heads)
-        self.patch_size = patch_size
+        self.patch_size, self.width = patch_size, width
         self.rows = image_size // patch_size
-        self.patches_in = nn.Linear((channels + hint_channels) * patch_size**2, width)
+        self.patches_in = patches_in
         self.time_embedding = TimeEmbedding(TIME_WAVES, width, "cos_sin", time_shift)
         self.class_embedding = self.class_table(width)
         self.text_embedding = TextEmbedding(text_width, width) if text_width else None
-        mlp_width = round(width * mlp_ratio)
-        self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_width, dropout, text_width, norm_eps) for _ in range(depth))
-        self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.blocks = nn.ModuleList(block() for _ in range(depth))
+        self.norm_out = norm_out
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patches_out = nn.Linear(width, channels * patch_size**2)
         self._initialise()
@@ -153,7 +147,7 @@ class DiT(Network):
         c = nnf.silu(c)  # [B, D]: once, for all blocks
 
         # Computed, not stored: a fixed table is no weight, and a buffer would be lost on the meta device.
-        place = positions(self.rows, self.patches_in.out_features, x.device)  # [N, D]
+        place = positions(self.rows, self.width, x.device)  # [N, D]
         h = self.patches_in(cut(x, self.patch_size)) + place  # [B, N, D]
         for block in self.blocks:
             h = block(h, c, text)  # [B, N, D]
@@ -177,3 +171,44 @@ class DiT(Network):
             zero += [self.text_embedding.pooled, *(block.reading.out for block in self.blocks)]
         for linear in zero:
             nn.init.zeros_(linear.weight)
+
+
+class DiT(PatchTransformer):
+    """patch_size: pixels along a patch's side. mlp_ratio: hidden width of the MLP over the width. dropout: in the MLP.
+    time_shift: see time_embedding.py; 0 is the paper's code, 1 that of diffusers, into which such a network can be exported.
+    norm_eps: of the norms before the MLP: 1e-6 the paper's code, 1e-5 what diffusers made of its published weights.
+
+    ValueError: patches that do not tile the picture, heads that do not divide the width, a width no multiple of 4.
+    """
+
+    def __init__(
+        self,
+        channels: PositiveInt,
+        image_size: PositiveInt,
+        num_classes: NonNegativeInt,
+        hint_channels: NonNegativeInt = 0,
+        text_width: NonNegativeInt = 0,
+        patch_size: PositiveInt = 4,
+        width: PositiveInt = 128,
+        depth: PositiveInt = 8,
+        heads: PositiveInt = 4,
+        mlp_ratio: PositiveFloat = 4.0,
+        dropout: Rate = 0.0,
+        time_shift: Literal[0, 1] = 0,
+        norm_eps: PositiveFloat = 1e-6,
+    ):
+        check_patches(image_size, patch_size, width, heads)
+        mlp_width = round(width * mlp_ratio)
+
+        def block() -> AdaptiveBlock:
+            mlp = [nn.Linear(width, mlp_width), nn.GELU(approximate="tanh"), nn.Dropout(dropout), nn.Linear(mlp_width, width)]
+            attention, norm1, norm2 = Attention(width, heads), _norm(width), _norm(width, norm_eps)
+            return AdaptiveBlock(norm1, attention, norm2, nn.Sequential(*mlp), width, heads, text_width)
+
+        patches_in = nn.Linear((channels + hint_channels) * patch_size**2, width)
+        given = (channels, image_size, num_classes, hint_channels, text_width, patch_size, width, time_shift, depth)
+        super().__init__(*given, patches_in, block, _norm(width))
+
+
+def _norm(width: int, eps: float = 1e-6) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=eps, elementwise_affine=False)

@@ -24,7 +24,10 @@ class Network(nn.Module, ABC):
 
     hint_channels: further channels of x with the previous answer; 0, or as many as the picture has. text_width: of the tokens
     that it reads; 0: none, and then cond is labels or None. One that reads tokens is not told labels: num_classes is 0 then.
+    bandwidth: of a network that hears the time by random waves (time_embedding.Waves).
     """
+
+    bandwidth: float | None = None
 
     def __init__(self, channels: int, image_size: int, num_classes: int, hint_channels: int = 0, text_width: int = 0):
         super().__init__()

@@ -4,6 +4,8 @@
 
 Vaswani et al. 2017, section 3.5, with time in place of position, as in Ho et al. 2020. Two habits are in use: DDPM's
 (sines first, shift 1: the last frequency is exactly 1/10000) and the one of later houses (cosines first, shift 0).
+
+Random waves (`Waves`) have frequencies drawn once for good instead, for a time that is told as log(sigma)/4.
 """
 
 import math
@@ -36,3 +38,18 @@ class TimeEmbedding(nn.Module):
     def forward(self, time: Tensor) -> Tensor:
         waves = sinusoids(time.float(), self.width, self.order, self.shift)  # [B, width]
         return self.linear2(nn.functional.silu(self.linear1(waves)))  # [B, out_width]
+
+
+class Waves(nn.Module):
+    """[B] float32 to [B, width], cosines first: angles 2 pi bandwidth g_i time, with g_i drawn from a Gaussian and never
+    trained (Tancik et al. 2020, "Fourier features", eq. 5; Song et al. 2021, appendix G, with a bandwidth of 16)."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, bandwidth: float):
+        super().__init__()
+        self.register_buffer("frequencies", bandwidth * torch.randn(width // 2))
+
+    def forward(self, time: Tensor) -> Tensor:
+        angle = 2 * math.pi * time.float()[:, None] * self.frequencies  # [B, width / 2]
+        return torch.cat([torch.cos(angle), torch.sin(angle)], dim=1)  # [B, width]

@@ -4,14 +4,16 @@
     attention:  x <- x + out(softmax(q k^T / sqrt(d)) v),  q, k, v linear in norm(x), over all pixels of a level
     emb:        embedding(time) + table[label]
 
+    other time: h = norm2(h) (1 + scale) + shift, linear in silu(emb);  other resize: a residual block, means and doublings
     with texts: each attention is followed by x <- x + read(norm(x), tokens), and emb has + pooled(tokens)     (texts.py)
 
-Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B. The structure is that of diffusers' UNet2DModel, so
-that weights go there and back by renaming alone; options that differ between its checkpoints are options here. The
-initialisation is DDPM's: Glorot-uniform weights, zero biases, and zero for the last convolution of every residual branch
-and of the network, so that a fresh block is the identity and a fresh network answers 0. With texts it is the U-Net of Rombach
-et al. 2022 (appendix E.2.1) without the linear layers between its residual blocks: zero again, so that the weights of a
-network without texts make the same network, which then learns to read.
+Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B; with the other time and resize it is the U-Net of
+Dhariwal and Nichol 2021, "Diffusion models beat GANs on image synthesis", section 3 ("ADM"). The structure is that of
+diffusers' UNet2DModel, so that weights go there and back by renaming alone; options that differ between its checkpoints are
+options here. The initialisation is DDPM's: Glorot-uniform weights, zero biases, and zero for the last convolution of every
+residual branch and of the network, so that a fresh block is the identity and a fresh network answers 0. With texts it is the
+U-Net of Rombach et al. 2022 (appendix E.2.1) without the linear layers between its residual blocks: zero again, so that the
+weights of a network without texts make the same network, which then learns to read.
 """
 
 from typing import Literal
@@ -21,29 +23,51 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from diffusion_cli.models.network import Network, check_halvings
+from diffusion_cli.models.resampling import doubled, halved
 from diffusion_cli.models.texts import CrossAttention, Text, TextEmbedding
 from diffusion_cli.models.time_embedding import TimeEmbedding
 from diffusion_cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Rate
 
 
 class ResidualBlock(nn.Module):
-    """[B, c_in, H, W] and silu(emb) [B, emb_width] to [B, c_out, H, W]."""
+    """[B, c_in, H, W] and silu(emb) [B, emb_width] to [B, c_out, H, W], or at twice or half the size.
 
-    def __init__(self, c_in: int, c_out: int, emb_width: int, groups: int, eps: float, dropout: float):
+    scale_shift: how the time enters, see above; way: up, down or nothing.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        emb_width: int,
+        groups: int,
+        eps: float,
+        dropout: float,
+        scale_shift: bool = False,
+        way: str = "",
+    ):
         super().__init__()
+        self.scale_shift, self.way = scale_shift, way
         self.norm1 = nn.GroupNorm(groups, c_in, eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time = nn.Linear(emb_width, c_out)
+        self.time = nn.Linear(emb_width, 2 * c_out if scale_shift else c_out)
         self.norm2 = nn.GroupNorm(groups, c_out, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(nnf.silu(self.norm1(x)))  # [B, c_out, H, W]
-        h = h + self.time(emb)[:, :, None, None]  # [B, c_out, H, W]
-        h = self.conv2(self.dropout(nnf.silu(self.norm2(h))))  # [B, c_out, H, W]
-        return self.shortcut(x) + h  # [B, c_out, H, W]
+        h = nnf.silu(self.norm1(x))  # [B, c_in, H, W]
+        if self.way:
+            resize = halved if self.way == "down" else doubled
+            h, x = resize(h, "mean"), resize(x, "mean")  # [B, c_in, H', W']
+        h, time = self.conv1(h), self.time(emb)[:, :, None, None]  # [B, c_out, H', W']
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)  # each [B, c_out, 1, 1]
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + time)
+        return self.shortcut(x) + self.conv2(self.dropout(nnf.silu(h)))  # [B, c_out, H', W']
 
 
 class SelfAttention(nn.Module):
@@ -120,10 +144,16 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution and the change to the next (none at the last)."""
 
-    def __init__(self, blocks: list[Block], resize: Downsample | Upsample | None):
+    def __init__(self, blocks: list[Block], resize: Downsample | Upsample | ResidualBlock | None):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.resize = resize
+
+    def resized(self, x: Tensor, emb: Tensor) -> Tensor:
+        """At the size of the next level, if there is one."""
+        if isinstance(self.resize, ResidualBlock):
+            return self.resize(x, emb)
+        return x if self.resize is None else self.resize(x)
 
 
 class UNet(Network):
@@ -131,6 +161,7 @@ class UNet(Network):
 
     attention_levels: the levels with attention after each block, 0 being the full size (the middle always has it).
     head_width: channels of an attention head; None means a single head. time_order and time_shift: see time_embedding.py.
+    time: how blocks take it, added, or as a scale and a shift; resize: by a convolution, or by a block.
     ValueError: a size that cannot be halved so often, a width that groups or heads do not divide, an unknown level.
     """
 
@@ -152,6 +183,8 @@ class UNet(Network):
         time_order: Literal["sin_cos", "cos_sin"] = "sin_cos",
         time_shift: Literal[0, 1] = 1,
         downsample_padding: Literal["end", "both"] = "end",
+        time: Literal["add", "scale_shift"] = "add",
+        resize: Literal["conv", "block"] = "conv",
     ):
         super().__init__(channels, image_size, num_classes, hint_channels, text_width)
         _check(image_size, width, multipliers, attention_levels, head_width, groups)
@@ -160,8 +193,17 @@ class UNet(Network):
         self.class_embedding = self.class_table(emb_width)
         self.text_embedding = TextEmbedding(text_width, emb_width) if text_width else None
 
+        def residual_block(c_in: int, c_out: int, way: str = "") -> ResidualBlock:
+            return ResidualBlock(c_in, c_out, emb_width, groups, norm_eps, dropout, time == "scale_shift", way)
+
+        def downsample(width: int) -> Downsample | ResidualBlock:
+            return Downsample(width, downsample_padding) if resize == "conv" else residual_block(width, width, "down")
+
+        def upsample(width: int) -> Upsample | ResidualBlock:
+            return Upsample(width) if resize == "conv" else residual_block(width, width, "up")
+
         def block(c_in: int, c_out: int, attend: bool) -> Block:
-            residual = ResidualBlock(c_in, c_out, emb_width, groups, norm_eps, dropout)
+            residual = residual_block(c_in, c_out)
             heads = c_out // head_width if head_width else 1
             if not attend:
                 return Block(residual, None)
@@ -178,7 +220,7 @@ class UNet(Network):
                 row.append(block(here, width * multiplier, level in attention_levels))
                 here = width * multiplier
                 skips.append(here)
-            self.down.append(Level(row, Downsample(here, downsample_padding) if level < last else None))
+            self.down.append(Level(row, downsample(here) if level < last else None))
             if level < last:
                 skips.append(here)
 
@@ -190,7 +232,7 @@ class UNet(Network):
             for _ in range(blocks + 1):
                 row.append(block(here + skips.pop(), width * multiplier, level in attention_levels))
                 here = width * multiplier
-            self.up.append(Level(row, Upsample(here) if level > 0 else None))
+            self.up.append(Level(row, upsample(here) if level > 0 else None))
 
         self.norm_out = nn.GroupNorm(groups, here, norm_eps)
         self.conv_out = nn.Conv2d(here, channels, 3, padding=1)
@@ -213,15 +255,14 @@ class UNet(Network):
                 h = block(h, emb, text)  # [B, c, h, w]
                 skips.append(h)
             if level.resize is not None:
-                h = level.resize(h)  # [B, c, h/2, w/2]
+                h = level.resized(h, emb)  # [B, c, h/2, w/2]
                 skips.append(h)
         for block in self.mid:
             h = block(h, emb, text)  # [B, c, h, w]
         for level in self.up:
             for block in level.blocks:
                 h = block(torch.cat([h, skips.pop()], dim=1), emb, text)  # [B, c, h, w]
-            if level.resize is not None:
-                h = level.resize(h)  # [B, c, 2h, 2w]
+            h = level.resized(h, emb)  # [B, c, 2h, 2w]
         return self.conv_out(nnf.silu(self.norm_out(h)))  # [B, C, H, W]
 
     def _initialise(self) -> None:

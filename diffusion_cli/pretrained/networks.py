@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffusion_cli.assembly import Facts
 from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.models.ddpmpp import DDPMpp
 from diffusion_cli.models.diffusers_dit import ours_of as ours_of_dit
 from diffusion_cli.models.diffusers_dit import weights_of_ours as weights_of_our_dit
 from diffusion_cli.models.diffusers_text import AuraFlow, UNet2DCondition
@@ -106,9 +107,8 @@ def _dit(config: Mapping[str, Any], place: str) -> Net:
 
 
 def _ddpmpp(config: Mapping[str, Any], place: str) -> Net:
-    """Our own DDPM++ by our own keys, as scripts/convert_checkpoint.py writes EDM's: diffusers has none."""
-    keys = ("width", "multipliers", "blocks", "attention_levels", "dropout", "groups")
-    node = {"_target_": "diffusion_cli.models.DDPMpp", **{key: config[key] for key in keys}}
+    """Our own DDPM++ or NCSN++ by our own keys, as scripts/convert_checkpoint.py writes EDM's: diffusers has none."""
+    node = {"_target_": "diffusion_cli.models.DDPMpp", **keys_of_theirs(config, DDPMpp)}
     rename = lambda weights, classes: _filled(dict(weights), "class_embedding.weight", classes)  # noqa: E731
     return Net(node, _channels(config, 3, place), _size(config, place), int(config.get("num_class_embeds") or 0), rename)
 
