@@ -68,7 +68,7 @@ class Trainer:
         self.recipe, self.average, self.measure = optimizer, average, measure
         self.best = Best(settings.best)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        self.optimizer = optimizer.make(self.parameters)
+        self.optimizer = optimizer.make(self.objective)
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.scales_loss)
         own = len(batches.slots)  # pictures of a batch that this process works off
         self.parts = Parts(self.objective, settings.accumulate, own, self.objective.coupled, self.group.lacking)
