@@ -114,8 +114,8 @@ _ENDS = ("conv_in", "conv_out", "patches_in", "patches_out")  # the first and la
 class Muon(AdamW):
     """Matrices move by a matrix whose singular values are all about 1 (Jordan et al. 2024, "Muon"); the rest by AdamW.
 
-        B <- momentum B + (1 - momentum) G      O = U V^T of U S V^T = momentum B + (1 - momentum) G, by five steps of Newton-Schulz
-        W <- (1 - lr weight_decay) W - 0.2 lr sqrt(max(rows, columns)) O
+        B <- momentum B + (1 - momentum) G      N = momentum B + (1 - momentum) G = U S V^T
+        W <- (1 - lr weight_decay) W - 0.2 lr sqrt(max(rows, columns)) U V^T, by five steps of Newton-Schulz
 
     The factor gives O the root mean square of AdamW's updates, so that both go by one rate (Liu et al. 2025, "Muon is scalable
     for LLM training", eq. 4). A kernel [c_out, c_in, k, k] is the matrix [c_out, c_in k k]. Matrices are the weights of linear
