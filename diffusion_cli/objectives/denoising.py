@@ -24,6 +24,7 @@ from diffusion_cli.evaluation.denoising import errors_by_level
 from diffusion_cli.guidance import Guidance, Unguided
 from diffusion_cli.losses import Loss
 from diffusion_cli.objectives.captions import Captions, captions, told_of
+from diffusion_cli.objectives.coupling import Coupling
 from diffusion_cli.objectives.kept import kept
 from diffusion_cli.objectives.noise_levels import BIN_NAMES, by_noise
 from diffusion_cli.objectives.objective import Aside, Objective, Tally
@@ -42,7 +43,7 @@ class Denoising(Objective):
     taught: the labels that the network is told, none if it is not; previews: pictures in a preview; codec, texts: the frozen
     parts that it stands on. label_dropout: the share of pictures with the null label or caption, each on its own;
     self_conditioning: the share of pictures with a hint, each on its own; cache: latents and tokens of all pictures are made
-    once (kept.py). ValueError: a guidance of previews that this network cannot have.
+    once (kept.py); coupling: of noise and pictures, None for chance. ValueError: a guidance of previews that this network cannot have.
     """
 
     def __init__(
@@ -58,11 +59,16 @@ class Denoising(Objective):
         label_dropout: Fraction = 0.1,
         self_conditioning: Fraction = 0.0,
         cache: bool = True,
+        coupling: Coupling | None = None,
     ):
         super().__init__()
         if guidance.helper() is not None:
             raise ValueError("guidance of previews cannot ask a second model: choose guidance=none, and guide diffusion-sample")
         guidance.check(denoiser, label_dropout > 0)
+        if coupling is not None and texts is not None:
+            raise ValueError(
+                "objective/coupling and texts: noise is exchanged among pictures of one label, and a text is its own"
+            )
         self.denoiser = denoiser
         self.criterion = loss
         self.sampler = replace(sampler, clip=sampler.clip and codec.bounded)
@@ -72,6 +78,8 @@ class Denoising(Objective):
         self.label_dropout = label_dropout
         self.self_conditioning = self_conditioning
         self.cache = cache
+        self.coupling = coupling
+        self.coupled = coupling is not None
         self._codec, self._texts = Aside(codec), Aside(texts)
         self._latents: Callable[[Tensor, Tensor | None], Tensor] | None = None  # (ids, mirrored) [B] each
         self._captions: Captions | None = None
@@ -125,6 +133,8 @@ class Denoising(Objective):
         x0 = self._x0(batch)  # [B, C, H, W]
         t, correction = self.criterion.draw(schedule, source)  # [B], [B]
         noise = schedule.noise(source, "noise", x0.shape[1:])
+        if self.coupling is not None:
+            noise = self.coupling(x0, noise, batch.label if self.taught else None)
         x, told = schedule.mix(x0, noise, t), self._told(batch, source)
         F = self.denoiser.output(x, t, told, self._hint(x, t, told, source))
         loss = self.criterion(F, prediction.target(x0, noise, t), t, correction, prediction)  # [B]
