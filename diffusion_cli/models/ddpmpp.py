@@ -62,6 +62,7 @@ class DDPMpp(Network):
         image_size: PositiveInt,
         num_classes: NonNegativeInt,
         hint_channels: NonNegativeInt = 0,
+        augment_width: NonNegativeInt = 0,
         width: PositiveInt = 128,
         multipliers: tuple[PositiveInt, ...] = (2, 2, 2),
         blocks: PositiveInt = 4,
@@ -69,7 +70,7 @@ class DDPMpp(Network):
         dropout: Rate = 0.13,
         groups: PositiveInt = 32,
     ):
-        super().__init__(channels, image_size, num_classes, hint_channels)
+        super().__init__(channels, image_size, num_classes, hint_channels, augment_width=augment_width)
         last, emb = len(multipliers) - 1, 4 * width
         if not multipliers or width % 4 or width % groups:
             raise ValueError(
@@ -82,6 +83,7 @@ class DDPMpp(Network):
 
         self.linear1, self.linear2 = nn.Linear(width, emb), nn.Linear(emb, emb)
         self.class_embedding = self.class_table(width)
+        self.augment_embedding = self.augment_table(width)
         self.conv_in = nn.Conv2d(channels + hint_channels, width, 3, padding=1)
         here, skips, down, up = width, [width], list[ScaledBlock](), list[ScaledBlock]()
         for level, multiplier in enumerate(multipliers):
@@ -104,11 +106,13 @@ class DDPMpp(Network):
         self.conv_out = nn.Conv2d(here, channels, 3, padding=1)
         self._initialise()
 
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         emb = sinusoids(time.float(), self.linear1.in_features, "sin_cos", 1)  # [B, width]
         labels = self.labels(x, cond)
         if labels is not None:
             emb = emb + self.class_embedding(labels)  # [B, width]
+        if augment is not None:
+            emb = emb + self.augment_embedding(augment)  # [B, width]
         emb = nnf.silu(self.linear2(nnf.silu(self.linear1(emb))))  # [B, E]
         h = self.conv_in(x)  # [B, width, H, W]
         skips = [h]
@@ -126,7 +130,8 @@ class DDPMpp(Network):
         for part in self.modules():
             if isinstance(part, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(part.weight)
-                nn.init.zeros_(part.bias)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
         for part in self.modules():
             if isinstance(part, ScaledBlock):
                 nn.init.zeros_(part.conv2.weight)

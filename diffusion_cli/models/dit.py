@@ -118,6 +118,7 @@ class DiT(Network):
         num_classes: NonNegativeInt,
         hint_channels: NonNegativeInt = 0,
         text_width: NonNegativeInt = 0,
+        augment_width: NonNegativeInt = 0,
         patch_size: PositiveInt = 4,
         width: PositiveInt = 128,
         depth: PositiveInt = 8,
@@ -127,13 +128,14 @@ class DiT(Network):
         time_shift: Literal[0, 1] = 0,
         norm_eps: PositiveFloat = 1e-6,
     ):
-        super().__init__(channels, image_size, num_classes, hint_channels, text_width)
+        super().__init__(channels, image_size, num_classes, hint_channels, text_width, augment_width)
         check_patches(image_size, patch_size, width, heads)
         self.patch_size = patch_size
         self.rows = image_size // patch_size
         self.patches_in = nn.Linear((channels + hint_channels) * patch_size**2, width)
         self.time_embedding = TimeEmbedding(TIME_WAVES, width, "cos_sin", time_shift)
         self.class_embedding = self.class_table(width)
+        self.augment_embedding = self.augment_table(width)
         self.text_embedding = TextEmbedding(text_width, width) if text_width else None
         mlp_width = round(width * mlp_ratio)
         self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_width, dropout, text_width, norm_eps) for _ in range(depth))
@@ -142,7 +144,7 @@ class DiT(Network):
         self.patches_out = nn.Linear(width, channels * patch_size**2)
         self._initialise()
 
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         c = self.time_embedding(time)  # [B, D]
         text = None
         if self.text_embedding is not None:
@@ -150,6 +152,8 @@ class DiT(Network):
             c = c + pooled  # [B, D]
         elif (labels := self.labels(x, cond)) is not None:
             c = c + self.class_embedding(labels)  # [B, D]
+        if augment is not None:
+            c = c + self.augment_embedding(augment)  # [B, D]
         c = nnf.silu(c)  # [B, D]: once, for all blocks
 
         # Computed, not stored: a fixed table is no weight, and a buffer would be lost on the meta device.

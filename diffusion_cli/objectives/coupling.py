@@ -4,8 +4,8 @@
 
 p = 2 is optimal transport between the two halves of a batch, by which paths from noise to data cross less and need fewer
 steps (Tong et al. 2023, "Improving and generalizing flow-based generative models with minibatch optimal transport", section
-3.2; Pooladian et al. 2023); p = 1 is Li et al. 2024, "Immiscible diffusion", algorithm 1. Where the network is told labels, noise
-is exchanged among pictures of the same label alone: otherwise it would say something of the label, which no sampler
+3.2; Pooladian et al. 2023); p = 1 is Li et al. 2024, "Immiscible diffusion", algorithm 1. Where the network is told labels,
+noise is exchanged among pictures of the same label alone: otherwise it would say something of the label, which no sampler
 knows (Cheng and Schwing 2025, "The curse of conditions", section 3). The noises stay what they are, so their
 distribution does too; which of them a picture has depends on the rest of its part of the batch, on all processes.
 """
