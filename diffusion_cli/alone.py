@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_cli import checkpoint
+from diffusion_cli.averages import weights_of
 from diffusion_cli.checkpoint import Checkpoint
-from diffusion_cli.pretrained.trained import GROUPS, Trained
+from diffusion_cli.pretrained.trained import Trained, group_of
 
 
-def alone(found: Trained, part: str, weights: str) -> dict[str, bytes]:
+def alone(found: Trained, part: str, weights: str | float) -> dict[str, bytes]:
     """The files of a checkpoint that holds that part of the model. config.json says under `origin` of what it is a copy."""
-    group = GROUPS[weights]
-    own = {name: value for name, value in found.tensors(group).items() if name.startswith(f"{part}.")}
+    group = group_of(weights)
+    own = {name: value for name, value in weights_of(found, weights, quiet=True).items() if name.startswith(f"{part}.")}
     known = found.state if isinstance(found, Checkpoint) else {}
     state: dict[str, Any] = {key: known[key] for key in ("step", "images", "seconds") if key in known}
     config = {**found.config, "config": portable(found.config["config"]), "origin": found.config.get("origin", found.digest)}

@@ -18,6 +18,7 @@ from diffusion_cli.codecs import Codec, Latent, Pixels
 from diffusion_cli.conditioning import Conditioner
 from diffusion_cli.conditioning.tokenizer import Tokenizer, learned
 from diffusion_cli.data import Dataset
+from diffusion_cli.data.augment import WIDTH
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.guidance import Guidance
@@ -121,6 +122,9 @@ def denoiser_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = 
     if node["objective"].get("self_conditioning"):
         sizes["hint_channels"] = channels
         _takes(node, "hint_channels", f"objective.self_conditioning={node['objective']['self_conditioning']}", "hint", trust)
+    if node["objective"].get("augment") is not None:
+        sizes["augment_width"] = WIDTH
+        _takes(node, "augment_width", "objective/augment", "picture's moves", trust)
     if texts["width"]:
         sizes["text_width"] = texts["width"]
         _takes(node, "text_width", "texts", "text", trust)

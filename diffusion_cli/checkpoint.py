@@ -45,7 +45,7 @@ class Checkpoint:
     @property
     def run(self) -> Path:
         """The run that it belongs to, or the checkpoint itself where it lies alone."""
-        return self.folder.parent.parent if self.folder.parent.name == "checkpoints" else self.folder
+        return self.folder.parent.parent if self.folder.parent.name in ("checkpoints", "averages") else self.folder
 
     @property
     def mark(self) -> str:

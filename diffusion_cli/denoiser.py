@@ -53,8 +53,11 @@ class Denoiser(nn.Module):
         away = self.null if untold is None else untold
         return Condition(told, away.to(told).expand(len(told), -1, -1))
 
-    def output(self, x: Tensor, t: Tensor, cond: Tensor | None = None, hint: Tensor | None = None) -> Tensor:
-        """The network's raw F [B, C, H, W]. A network without hint_channels is not told the hint."""
+    def output(
+        self, x: Tensor, t: Tensor, cond: Tensor | None = None, hint: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """The network's raw F [B, C, H, W]. A network without hint_channels is not told the hint; augment [B, 9]: how x was
+        moved, for a network with augment_width."""
         time = self.prediction.c_noise(t).to(x).expand(len(x))  # [B]
         z = over_pictures(self.prediction.c_in(t), x) * x  # [B, C, H, W]
         if self.network.hint_channels:
@@ -62,7 +65,10 @@ class Denoiser(nn.Module):
             z = torch.cat([z, told], dim=1)  # [B, 2 C, H, W]
         if cond is None and self.network.text_width:
             cond = self.null.expand(len(x), -1, -1)
-        return self.network(z, time, cond).float()
+        more = {} if augment is None else {"augment": augment}
+        return self.network(z, time, cond, **more).float()
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, hint: Tensor | None = None) -> Tensor:
-        return self.prediction.decode(self.output(x, t, cond, hint), x, t)[0]
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Tensor | None = None, hint: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        return self.prediction.decode(self.output(x, t, cond, hint, augment), x, t)[0]

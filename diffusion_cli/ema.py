@@ -4,15 +4,21 @@ The average is a second copy of the module and never swapped into the one that t
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
-from diffusion_cli.ranges import Fraction, NonNegativeFloat, PositiveFloat
+from diffusion_cli.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 class EMA(ABC):
+    """second: another average that is tracked beside; snapshots: steps from one snapshot of both to the next, 0 for none."""
+
+    second: "EMA | None" = None
+    snapshots: int = 0
+
     @abstractmethod
     def beta(self, images: int, batch: int) -> float:
         """The share of the old average that is kept when `batch` images more make it `images` in all."""
@@ -40,6 +46,45 @@ class Decay(EMA):
     def beta(self, images: int, batch: int) -> float:
         step = images / batch
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+
+
+LONGEST = 12**-0.5  # the relative standard deviation of all weights alike, exponent 0
+
+
+def exponent(length: float) -> float:
+    """gamma of a relative standard deviation: (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) = length^2 (EDM2, algorithm 2)."""
+    return float(max(np.roots([1, 7, 16 - length**-2, 12 - length**-2]).real))
+
+
+@dataclass(frozen=True)
+class Power(EMA):
+    """Step tau of n weighs as tau^gamma, so that the average grows with the run (Karras et al. 2024, EDM2, section 3.1).
+
+    length: standard deviation of these weights as a share of the run, which says gamma; beside: that of a second average. From
+    snapshots of both every so many steps averages of other lengths are made after training (averages.py).
+    """
+
+    length: PositiveFloat = 0.05
+    beside: PositiveFloat = 0.1
+    every: PositiveInt = 1000
+
+    def __post_init__(self) -> None:
+        if max(self.length, self.beside) >= LONGEST or self.length == self.beside:
+            raise ValueError(
+                f"length is {self.length} and beside {self.beside}: two different ones below {LONGEST:.4f}, which weighs all "
+                "steps alike"
+            )
+
+    @property
+    def second(self) -> EMA:  # type: ignore[override]
+        return replace(self, length=self.beside, beside=self.length)
+
+    @property
+    def snapshots(self) -> int:  # type: ignore[override]
+        return self.every
+
+    def beta(self, images: int, batch: int) -> float:
+        return float((1 - batch / images) ** (exponent(self.length) + 1))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from diffusion_cli import checkpoint
 from diffusion_cli.adapters import merged
 from diffusion_cli.assembly import at_most, autoencoder_of, classifier_of, clip_of, denoiser_of, parts_of, tokenizer_of
+from diffusion_cli.averages import weights_of
 from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint, Damaged
 from diffusion_cli.codecs import Codec
@@ -109,23 +110,23 @@ def _right(key: str, value: Any, facts: Mapping[str, Any]) -> bool:
     return True
 
 
-def load_denoiser(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> Denoiser:
-    """The trained denoiser in evaluation mode. weights: ema or raw. Raises StorageError."""
+def load_denoiser(found: Trained, weights: str | float, trust: tuple[str, ...] = ()) -> Denoiser:
+    """The trained denoiser in evaluation mode. weights: ema, raw or a length. Raises UserError."""
     _must_be("denoiser", found, trust, "choose a run that makes pictures")
     made = lambda: denoiser_of(found.config["config"], found.config["facts"], trust)  # noqa: E731
     return _filled(made, found, "denoiser.", weights)
 
 
-def load_classifier(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> NoisyClassifier:
-    """The trained classifier in evaluation mode. weights: ema or raw. Raises StorageError."""
+def load_classifier(found: Trained, weights: str | float, trust: tuple[str, ...] = ()) -> NoisyClassifier:
+    """The trained classifier in evaluation mode. weights: ema, raw or a length. Raises UserError."""
     way_out = "train one with experiment=classifier_digits, or objective=classifying model=classifier on the same pictures"
     _must_be("classifier", found, trust, way_out)
     made = lambda: classifier_of(found.config["config"], found.config["facts"], trust)  # noqa: E731
     return _filled(made, found, "classifier.", weights)
 
 
-def load_codec(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> Codec:
-    """The trained autoencoder in evaluation mode, its latents of unit scale. weights: ema or raw. Raises StorageError."""
+def load_codec(found: Trained, weights: str | float, trust: tuple[str, ...] = ()) -> Codec:
+    """The trained autoencoder in evaluation mode, its latents of unit scale. weights: ema, raw, a length. Raises UserError."""
     way_out = (
         "train one with experiment=autoencoder_digits, or objective=autoencoding model=autoencoder_kl on the same pictures"
     )
@@ -134,7 +135,7 @@ def load_codec(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> Cod
     return _filled(made, found, "autoencoder.", weights)
 
 
-def load_clip(found: Trained, weights: str, trust: tuple[str, ...] = ()) -> tuple[Clip, Tokenizer]:
+def load_clip(found: Trained, weights: str | float, trust: tuple[str, ...] = ()) -> tuple[Clip, Tokenizer]:
     """The trained encoders of pictures and texts in evaluation mode, and their tokenizer. Raises StorageError."""
     _must_be("clip", found, trust, "train one with objective=contrasting model=clip on pictures with captions")
     node, facts = found.config["config"], found.config["facts"]
@@ -178,7 +179,7 @@ def _must_be(wanted: str, found: Trained, trust: tuple[str, ...], way_out: str) 
     raise ConfigError(f"{found.folder} is no {KINDS[wanted][0].split(maxsplit=1)[1]} but {kind}: {said}")
 
 
-def _filled(made: Callable[[], Model], found: Trained, prefix: str, weights: str) -> Model:
+def _filled(made: Callable[[], Model], found: Trained, prefix: str, weights: str | float) -> Model:
     """The model with what the objective kept under that prefix, for asking alone; never a larger one than was kept."""
     tensors = plain_weights(found, weights)
     own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -193,16 +194,16 @@ def _filled(made: Callable[[], Model], found: Trained, prefix: str, weights: str
     return model.eval().requires_grad_(False)
 
 
-def plain_weights(found: Trained, weights: str) -> dict[str, Tensor]:
-    """All that the objective kept, adapters merged into what they adapt. weights: ema or raw. Raises StorageError."""
+def plain_weights(found: Trained, weights: str | float) -> dict[str, Tensor]:
+    """All that the objective kept, adapters merged into what they adapt. weights: ema, raw or a length. Raises UserError."""
     try:
         there = [word for word, name in GROUPS.items() if name in found.groups()]
-        if there and weights not in there:
+        if there and isinstance(weights, str) and weights not in there:
             raise StorageError(
                 f"{found.folder} cannot be used with weights={weights}, which it was exported without: write weights={there[0]}"
             )
         adapter = found.config["config"].get("adapter")
-        tensors = found.tensors(GROUPS[weights])
+        tensors = weights_of(found, weights)
         return tensors if adapter is None else merged(tensors, adapter["alpha"])
     except (Damaged, RuntimeError, KeyError) as error:
         raise StorageError(f"{found.folder} cannot be used: {str(error).splitlines()[-1].strip()}") from None

@@ -5,12 +5,13 @@ Nothing of the rate is saved: a resumed run computes it again from the step.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from diffusion_cli.errors import ConfigError
 from diffusion_cli.ranges import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Rate
 
 
@@ -70,7 +71,8 @@ class Optimizer(ABC):
     clip: float | None
 
     @abstractmethod
-    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer: ...
+    def make(self, module: nn.Module) -> torch.optim.Optimizer:
+        """For all parameters of the module that need a gradient; its `state` is by parameter."""
 
     @abstractmethod
     def rate(self, step: int, total: int) -> float:
@@ -92,7 +94,10 @@ class AdamW(Optimizer):
     clip: PositiveFloat | None
     decay: Decay
 
-    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def make(self, module: nn.Module) -> torch.optim.Optimizer:
+        return self._adamw([p for p in module.parameters() if p.requires_grad])
+
+    def _adamw(self, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
         return torch.optim.AdamW(
             parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
         )
@@ -100,3 +105,66 @@ class AdamW(Optimizer):
     def rate(self, step: int, total: int) -> float:
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         return self.lr * rise * self.decay.factor(step, total)
+
+
+_ENDS = ("conv_in", "conv_out", "patches_in", "patches_out")  # the first and last layers of this program's networks
+
+
+@dataclass(frozen=True)
+class Muon(AdamW):
+    """Matrices move by a matrix whose singular values are all about 1 (Jordan et al. 2024, "Muon"); the rest by AdamW.
+
+        B <- momentum B + (1 - momentum) G      N = momentum B + (1 - momentum) G = U S V^T
+        W <- (1 - lr weight_decay) W - 0.2 lr sqrt(max(rows, columns)) U V^T, by five steps of Newton-Schulz
+
+    The factor gives O the root mean square of AdamW's updates, so that both go by one rate (Liu et al. 2025, "Muon is scalable
+    for LLM training", eq. 4). A kernel [c_out, c_in, k, k] is the matrix [c_out, c_in k k]. Matrices are the weights of linear
+    and convolutional layers; vectors, tables of embeddings and the layers named `apart`, the first and last, are AdamW's.
+    """
+
+    momentum: Rate
+    apart: tuple[str, ...]
+
+    def make(self, module: nn.Module) -> torch.optim.Optimizer:
+        last = lambda name: name.rpartition(".")[2]  # noqa: E731
+        layers = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+        if strange := set(self.apart) - set(_ENDS) - set(map(last, layers)):
+            raise ConfigError(f"optimizer.apart names {', '.join(sorted(strange))}, and no layer is called so")
+        found = [layer.weight for name, layer in layers.items() if last(name) not in self.apart and layer.weight.requires_grad]
+        matrices = [weight for weight in found if min(weight.flatten(1).shape) > 1]
+        if not matrices:
+            raise ConfigError(
+                "optimizer=muon finds no matrix to move: choose optimizer=adamw, or fewer names for optimizer.apart"
+            )
+        taken = set(map(id, matrices))
+        return _MuonAndAdamW(self, matrices, [p for p in module.parameters() if p.requires_grad and id(p) not in taken])
+
+
+class _MuonAndAdamW(torch.optim.Optimizer):
+    """Both of torch's as one: a group, a rate and a state by parameter for each."""
+
+    def __init__(self, recipe: Muon, matrices: list[nn.Parameter], rest: list[nn.Parameter]):
+        super().__init__([{"params": group} for group in (matrices, rest) if group], {"lr": recipe.lr})
+        # torch's Muon takes nothing but matrices: it gets the same memory as such
+        self.views = [nn.Parameter(p.detach().view(len(p), -1)) for p in matrices]
+        self.muon = torch.optim.Muon(
+            self.views,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            momentum=recipe.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        self.both: list[torch.optim.Optimizer] = [self.muon]
+        if rest:
+            self.both.append(recipe._adamw(rest))
+            self.both[1].state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for p, view in zip(self.param_groups[0]["params"], self.views, strict=True):
+            view.grad = None if p.grad is None else p.grad.reshape(view.shape)
+            self.muon.state[view] = self.state[p]
+        for optimizer, group in zip(self.both, self.param_groups, strict=True):
+            optimizer.param_groups[0]["lr"] = group["lr"]
+            optimizer.step(closure)
+        self.muon.zero_grad()

@@ -95,7 +95,7 @@ class Sample:
     strength: Fraction | None
     vary: Fraction | None
     between: tuple[NonNegativeInt | str, ...] | None
-    weights: Literal["ema", "raw"]
+    weights: Literal["ema", "raw"] | PositiveFloat
     trajectory: bool
     animation: Literal["gif", "webp"]
     snapshots: tuple[NonNegativeInt, ...]
@@ -135,7 +135,7 @@ class Evaluate:
     batch: PositiveInt
     levels: PositiveInt
     tolerance: PositiveFloat
-    weights: Literal["ema", "raw"]
+    weights: Literal["ema", "raw"] | PositiveFloat
     out: str | None
     device: str
     compile: bool | Literal["auto"]
@@ -150,7 +150,7 @@ class Export:
     ckpt: str
     to: Literal["folder", "diffusers", "safetensors", "onnx", "torch_export", "hub"]
     out: str | None
-    weights: Literal["ema", "raw"]
+    weights: Literal["ema", "raw"] | PositiveFloat
     label: str | int | None
     steps: PositiveInt | None
     licence: str | None

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from diffusion_cli import storage
 from diffusion_cli.errors import StorageError
 
-FOLDERS = ("checkpoints", "samples", "tensorboard", "generated", "evaluated", "exported", "parts")
+FOLDERS = ("checkpoints", "samples", "tensorboard", "generated", "evaluated", "exported", "parts", "averages")
 
 
 def check_own(folder: Path) -> None:

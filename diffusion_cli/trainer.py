@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffusion_cli import checkpoint, ema, storage
+from diffusion_cli import averages, checkpoint, ema, storage
 from diffusion_cli.best import Best
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.collectives import gathered
@@ -60,7 +60,8 @@ class Trainer:
         self.group = group or Group()
         self.objective = objective.to(compute.device)
         self.shadow = copy.deepcopy(self.objective).eval().requires_grad_(False)  # the average: never swapped into the other
-        # after the copy, which is asked about pictures that it is given
+        self.second = None if average.second is None else copy.deepcopy(self.shadow)
+        # after the copies, which are asked about pictures that they are given
         self.objective.meet(batches.pictures, compute.device, batches.flip)
         self.group.share(self.objective)
         self.batches, self.held_out, self.run, self.settings = batches, held_out, run, settings
@@ -68,7 +69,7 @@ class Trainer:
         self.recipe, self.average, self.measure = optimizer, average, measure
         self.best = Best(settings.best)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        self.optimizer = optimizer.make(self.parameters)
+        self.optimizer = optimizer.make(self.objective)
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.scales_loss)
         own = len(batches.slots)  # pictures of a batch that this process works off
         self.parts = Parts(self.objective, settings.accumulate, own, self.objective.coupled, self.group.lacking)
@@ -121,6 +122,8 @@ class Trainer:
                     words = self.group.decide(stop.number, done, better, bool(progress.owed))
                     stop.number, (done, better, left) = words[0], map(bool, words[1:])
                     calm = not self.guard.suspects  # a checkpoint to go back to is none of a row of skipped steps
+                    if fresh and self.group.me.first and _due(step, self.average.snapshots):
+                        averages.snapshot(run.folder, step, self.averages(), self.config)
                     if fresh and (done or stop.number or better or (calm and _due(step, settings.save_every))):
                         self.save()
                     elif better and self.group.me.first:  # what was owed at `first`, whose checkpoint is there
@@ -174,7 +177,9 @@ class Trainer:
             for name, tally in [*tallies, ("gradient_norm", Tally(norm.detach(), torch.ones_like(norm)))]:
                 self.progress.add(name, tally)
             self.scaler.step(self.optimizer)
-            ema.update(self.shadow, self.objective, self.average.beta((step + 1) * settings.batch, settings.batch))
+            for rule, shadow in ((self.average, self.shadow), (self.average.second, self.second)):
+                if rule is not None and shadow is not None:
+                    ema.update(shadow, self.objective, rule.beta((step + 1) * settings.batch, settings.batch))
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step = step + 1
@@ -215,8 +220,9 @@ class Trainer:
                 "precision=fp32"
             )
         say(f"{trouble}: going back to step {start.step:,}")
-        for path in checkpoint.folders(self.run.checkpoints):
-            if path > start.folder and self.group.me.first:  # of the way that is not gone
+        snapshots = self.run.folder / averages.FOLDER
+        for path in [*checkpoint.folders(self.run.checkpoints), *checkpoint.folders(snapshots)]:
+            if path.name > start.folder.name and self.group.me.first:  # of the way that is not gone
                 storage.remove(path)
         self.restore(start)
         self.run.open_figures(start.step)
@@ -305,6 +311,9 @@ class Trainer:
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
+    def averages(self) -> dict[str, Objective]:
+        return {"average": self.shadow} if self.second is None else {"average": self.shadow, "second": self.second}
+
     def save(self) -> None:
         """The whole state as checkpoint number `step`; older ones go only after it has been verified."""
         optimizer: dict[str, Tensor] = {}
@@ -316,8 +325,8 @@ class Trainer:
             f"{name}/{part}": value for name, tally in self.progress.tallies.items() for part, value in tally._asdict().items()
         }
         self.settle()
-        weights, average = self.objective.state_dict(), self.shadow.state_dict()
-        groups = {"weights": weights, "average": average, "optimizer": optimizer, "trainer": trainer}
+        groups = {"weights": self.objective.state_dict(), "optimizer": optimizer, "trainer": trainer}
+        groups |= {name: module.state_dict() for name, module in self.averages().items()}
         if broken := [name for name, group in groups.items() if not all(map(_finite, group.values()))]:
             raise Diverged(f"{' and '.join(broken)} are not finite at step {self.progress.step:,}, and not saved")
         if not self.group.me.first:
@@ -349,7 +358,8 @@ class Trainer:
         """Goes on from a checkpoint. Raises StorageError where it is of another network."""
         try:
             self.objective.load_state_dict(start.tensors("weights"))
-            self.shadow.load_state_dict(start.tensors("average"))
+            for name, module in self.averages().items():
+                module.load_state_dict(start.tensors(name))
         except RuntimeError as error:
             raise StorageError(f"{start.folder} does not fit this network: {str(error).splitlines()[-1].strip()}") from None
         self.optimizer.zero_grad(set_to_none=True)

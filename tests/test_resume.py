@@ -43,6 +43,10 @@ CELLS = {
     "self-conditioned": ("objective.self_conditioning=0.5", "model.dropout=0.2", "dataset.labels=true"),
     "importance": ("loss=importance", "loss.times.buckets=4", "loss.times.memory=2", "model.dropout=0.2"),
     "learned": ("loss=learned", "schedule=edm", "prediction=edm", "dataset.flip=true"),
+    "power": ("ema=power", "ema.every=2"),
+    "augmented": ("objective/augment=edm", "objective.augment.p=0.5", "objective.self_conditioning=0.5"),
+    "coupled": ("objective/coupling=optimal", "dataset.labels=true", "trainer.accumulate=2"),
+    "muon": ("optimizer=muon", "dataset.labels=true", "trainer.accumulate=2"),
     "streamed": ("dataset.memory=0", "dataset.workers=0", "dataset.flip=true", "model.dropout=0.2"),
 }  # fmt: skip
 

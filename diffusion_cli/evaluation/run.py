@@ -22,7 +22,7 @@ from diffusion_cli.evaluation.parts import Part, of_pictures, of_reconstructions
 from diffusion_cli.evaluation.rows import Ledger
 from diffusion_cli.evaluation.words import OF_PICTURES, OF_SAMPLES
 from diffusion_cli.finding import dataset_of, find, parts_in
-from diffusion_cli.pretrained.trained import Trained
+from diffusion_cli.pretrained.trained import Trained, suffix
 from diffusion_cli.runs import on_board, say
 from diffusion_cli.sampling.question import alone
 from diffusion_cli.settings import Evaluate, Measurement
@@ -79,7 +79,7 @@ def evaluate(wanted: Measurement) -> Path:
         say(shown(name, figure, width))
     storage.write(path, (json.dumps({"figures": figures, "made_by": made_by}, indent=1) + "\n").encode())
     if found.folder.parent.name == "checkpoints":
-        where = "evaluate" if settings.weights == "ema" else "evaluate_raw"
+        where = "_".join(["evaluate", *suffix(settings.weights)])
         on_board(found.run, found.step, {f"{where}/{name}": figure["value"] for name, figure in figures.items()})
     say(f"{seconds:.1f} s, of which {made:.1f} s for {sum(part.count for part in parts):,} pictures: {path}")
     return path
@@ -90,7 +90,7 @@ def _path(settings: Evaluate, found: Trained, parts: list[Part], key: str) -> Pa
         return Path(settings.out)
     metrics = [*settings.metrics[:3], *([f"and_{len(settings.metrics) - 3}_more"] if len(settings.metrics) > 3 else [])]
     words = [found.mark, *metrics, *(word for part in parts for word in part.words), f"seed_{settings.seed}"]
-    words += ["raw"] if settings.weights == "raw" else []
+    words += suffix(settings.weights)
     return found.run / "evaluated" / f"{'-'.join([*words, key[:6]])}.json"
 
 

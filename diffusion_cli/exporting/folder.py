@@ -9,14 +9,14 @@ import safetensors.torch
 
 from diffusion_cli.alone import alone, portable
 from diffusion_cli.exporting.parcel import Model, Parcel
-from diffusion_cli.pretrained.trained import GROUPS
+from diffusion_cli.pretrained.trained import GROUPS, group_of
 from diffusion_cli.stages import FOLDER
 
 
 def folder(model: Model) -> Parcel:
     """The weights that were asked for, without optimizer and trainer: no run goes on from it."""
     found, weights = model.found, model.settings.weights
-    group, files = GROUPS[weights], alone(found, "denoiser", weights)
+    group, files = group_of(weights), alone(found, "denoiser", weights)
     for path in sorted((found.run / FOLDER).glob("*/*")):  # the autoencoder and the text encoder that it stands on
         files[path.relative_to(found.run).as_posix()] = path.read_bytes()
     words = " ".join(filter(None, ["weights=raw" if weights == "raw" else "", f"'{model.trust}'" if model.trust else ""]))
@@ -37,7 +37,7 @@ From Python, a denoiser that answers `denoiser(x, t, {told}) -> x0`, t from 0 (d
 from pathlib import Path
 from diffusion_cli.finding import find, load_denoiser
 
-denoiser = load_denoiser(find(Path(".")), "{weights}"{_trusted(model)})
+denoiser = load_denoiser(find(Path(".")), "{weights if weights in GROUPS else "ema"}"{_trusted(model)})
 ```"""
     return Parcel(files, use, "diffusion-cli", ("safetensors",))
 

@@ -13,6 +13,7 @@ from typing import Any
 from diffusion_cli import __version__
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.pretrained.trained import suffix
 from diffusion_cli.settings import Export
 
 NAME = "export.json"
@@ -44,7 +45,7 @@ def place(settings: Export, found: Checkpoint) -> Path:
         if path.name in ("", ".."):
             raise ConfigError(f"out={settings.out}: name a folder that is not there yet")
         return path
-    words = [f"step_{found.step:08d}", settings.written, *(["raw"] if settings.weights == "raw" else [])]
+    words = [f"step_{found.step:08d}", settings.written, *suffix(settings.weights)]
     words += [f"{key}_{value}" for key in ("label", "steps") if (value := getattr(settings, key)) is not None]
     return found.run / "exported" / "-".join(words)
 

@@ -38,7 +38,7 @@ class Story:
 
     name: str
     step: int
-    weights: str
+    weights: str | float
     licence: str | None
     data: Rows
     process: Rows
@@ -133,7 +133,9 @@ def _network(model: Model) -> Rows:
 
 def _training(model: Model) -> Rows:
     node, found = model.node, model.found
-    which = {"ema": f"their average, {words(node['ema'])}", "raw": "as trained"}[model.settings.weights]
+    averaged = f"their average, {words(node['ema'])}"
+    length = f"their average of relative length {model.settings.weights}, made after training"
+    which = {"ema": averaged, "raw": "as trained"}.get(model.settings.weights, length)
     images, seconds = found.state.get("images"), found.state.get("seconds")
     rows = [
         ("weights", which),

@@ -83,6 +83,7 @@ class DDPMpp(Network):
         image_size: PositiveInt,
         num_classes: NonNegativeInt,
         hint_channels: NonNegativeInt = 0,
+        augment_width: NonNegativeInt = 0,
         width: PositiveInt = 128,
         multipliers: tuple[PositiveInt, ...] = (2, 2, 2),
         blocks: PositiveInt = 4,
@@ -94,7 +95,7 @@ class DDPMpp(Network):
         encoder: Literal["plain", "residual"] = "plain",
         bandwidth: PositiveFloat = 16.0,
     ):
-        super().__init__(channels, image_size, num_classes, hint_channels)
+        super().__init__(channels, image_size, num_classes, hint_channels, augment_width=augment_width)
         last, emb = len(multipliers) - 1, 4 * width
         if not multipliers or width % 4 or width % groups:
             raise ValueError(
@@ -108,6 +109,7 @@ class DDPMpp(Network):
         waves = 2 * width if embedding == "fourier" else width
         self.linear1, self.linear2 = nn.Linear(waves, emb), nn.Linear(emb, emb)
         self.class_embedding = self.class_table(waves)
+        self.augment_embedding = self.augment_table(waves)
         self.conv_in = nn.Conv2d(channels + hint_channels, width, 3, padding=1)
         here, skips, down, up = width, [width], list[ScaledBlock](), list[ScaledBlock]()
         read, rereads = channels + hint_channels, list[Reread]()
@@ -135,7 +137,7 @@ class DDPMpp(Network):
         self.rereads = nn.ModuleList(rereads) if encoder == "residual" else None
         self._initialise()
 
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         if self.waves is not None:
             emb = self.waves(time)  # [B, 2 width]
         else:
@@ -143,6 +145,8 @@ class DDPMpp(Network):
         labels = self.labels(x, cond)
         if labels is not None:
             emb = emb + self.class_embedding(labels)  # as wide
+        if augment is not None:
+            emb = emb + self.augment_embedding(augment)  # as wide
         emb = nnf.silu(self.linear2(nnf.silu(self.linear1(emb))))  # [B, E]
         h, y, rereads = self.conv_in(x), x, iter(self.rereads or ())  # h [B, width, H, W]
         skips = [h]
@@ -162,7 +166,8 @@ class DDPMpp(Network):
         for part in self.modules():
             if isinstance(part, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(part.weight)
-                nn.init.zeros_(part.bias)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
         for part in self.modules():
             if isinstance(part, ScaledBlock):
                 nn.init.zeros_(part.conv2.weight)

@@ -115,6 +115,7 @@ class PatchTransformer(Network):
         num_classes: int,
         hint_channels: int,
         text_width: int,
+        augment_width: int,
         patch_size: int,
         width: int,
         time_shift: Literal[0, 1],
@@ -123,12 +124,13 @@ class PatchTransformer(Network):
         block: Callable[[], AdaptiveBlock],
         norm_out: nn.Module,
     ):
-        super().__init__(channels, image_size, num_classes, hint_channels, text_width)
+        super().__init__(channels, image_size, num_classes, hint_channels, text_width, augment_width)
         self.patch_size, self.width = patch_size, width
         self.rows = image_size // patch_size
         self.patches_in = patches_in
         self.time_embedding = TimeEmbedding(TIME_WAVES, width, "cos_sin", time_shift)
         self.class_embedding = self.class_table(width)
+        self.augment_embedding = self.augment_table(width)
         self.text_embedding = TextEmbedding(text_width, width) if text_width else None
         self.blocks = nn.ModuleList(block() for _ in range(depth))
         self.norm_out = norm_out
@@ -136,7 +138,7 @@ class PatchTransformer(Network):
         self.patches_out = nn.Linear(width, channels * patch_size**2)
         self._initialise()
 
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         c = self.time_embedding(time)  # [B, D]
         text = None
         if self.text_embedding is not None:
@@ -144,6 +146,8 @@ class PatchTransformer(Network):
             c = c + pooled  # [B, D]
         elif (labels := self.labels(x, cond)) is not None:
             c = c + self.class_embedding(labels)  # [B, D]
+        if augment is not None:
+            c = c + self.augment_embedding(augment)  # [B, D]
         c = nnf.silu(c)  # [B, D]: once, for all blocks
 
         # Computed, not stored: a fixed table is no weight, and a buffer would be lost on the meta device.
@@ -188,6 +192,7 @@ class DiT(PatchTransformer):
         num_classes: NonNegativeInt,
         hint_channels: NonNegativeInt = 0,
         text_width: NonNegativeInt = 0,
+        augment_width: NonNegativeInt = 0,
         patch_size: PositiveInt = 4,
         width: PositiveInt = 128,
         depth: PositiveInt = 8,
@@ -206,8 +211,10 @@ class DiT(PatchTransformer):
             return AdaptiveBlock(norm1, attention, norm2, nn.Sequential(*mlp), width, heads, text_width)
 
         patches_in = nn.Linear((channels + hint_channels) * patch_size**2, width)
-        given = (channels, image_size, num_classes, hint_channels, text_width, patch_size, width, time_shift, depth)
-        super().__init__(*given, patches_in, block, _norm(width))
+        super().__init__(
+            channels, image_size, num_classes, hint_channels, text_width, augment_width, patch_size, width, time_shift, depth,
+            patches_in, block, _norm(width),
+        )  # fmt: skip
 
 
 def _norm(width: int, eps: float = 1e-6) -> nn.LayerNorm:

@@ -7,10 +7,11 @@
                                  (Ho and Salimans 2022), and None means the null condition for the whole batch
           [B, L, D] float32      or, for a network with text_width D, the tokens of texts, which it always gets; an all-zero
                                  token is padding (conditioning/conditioner.py), and no other one reads it
+    augment [B, A] or None       how the picture was moved, for a network with augment_width A; None: it was not
 
 A constructor's first three arguments are facts that the data set states, and so are hint_channels, of a network that can
-take a hint, and text_width, of one that reads tokens. All others are the keys of the config node, and their annotations are
-its schema.
+take a hint, text_width, of one that reads tokens, and augment_width. All others are the keys of the config node, and their
+annotations are its schema.
 """
 
 from abc import ABC, abstractmethod
@@ -29,13 +30,22 @@ class Network(nn.Module, ABC):
 
     bandwidth: float | None = None
 
-    def __init__(self, channels: int, image_size: int, num_classes: int, hint_channels: int = 0, text_width: int = 0):
+    def __init__(
+        self,
+        channels: int,
+        image_size: int,
+        num_classes: int,
+        hint_channels: int = 0,
+        text_width: int = 0,
+        augment_width: int = 0,
+    ):
         super().__init__()
         self.channels = channels
         self.image_size = image_size
         self.num_classes = 0 if text_width else num_classes
         self.hint_channels = hint_channels
         self.text_width = text_width
+        self.augment_width = augment_width
 
     @property
     def told(self) -> bool:
@@ -44,7 +54,10 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        """F [B, C, H, W]. ValueError: labels given to a network without classes."""
+        """F [B, C, H, W]. One that takes an augment_width has a fourth argument, augment [B, augment_width] or None.
+
+        ValueError: labels given to a network without classes.
+        """
 
     def labels(self, x: Tensor, cond: Tensor | None) -> Tensor | None:
         """[B] int64 with the null label in place of None; None for a network without classes, which refuses labels."""
@@ -57,6 +70,10 @@ class Network(nn.Module, ABC):
     def class_table(self, width: int) -> nn.Embedding | None:
         """One learned vector for each class and, last, one for the null condition; None without classes."""
         return nn.Embedding(self.num_classes + 1, width) if self.num_classes > 0 else None
+
+    def augment_table(self, width: int) -> nn.Linear | None:
+        """A vector for each number that says how a picture was moved; None where no such thing is told."""
+        return nn.Linear(self.augment_width, width, bias=False) if self.augment_width else None
 
 
 def check_halvings(image_size: int, halvings: int, reason: str, instead: str) -> None:

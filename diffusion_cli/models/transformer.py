@@ -92,6 +92,7 @@ class Transformer(PatchTransformer):
         num_classes: NonNegativeInt,
         hint_channels: NonNegativeInt = 0,
         text_width: NonNegativeInt = 0,
+        augment_width: NonNegativeInt = 0,
         patch_size: PositiveInt = 4,
         width: PositiveInt = 384,
         depth: PositiveInt = 12,
@@ -113,5 +114,7 @@ class Transformer(PatchTransformer):
         patches_in: nn.Module = nn.Linear(numbers, width)
         if bottleneck is not None:
             patches_in = nn.Sequential(nn.Linear(numbers, bottleneck, bias=False), nn.Linear(bottleneck, width))
-        given = (channels, image_size, num_classes, hint_channels, text_width, patch_size, width, time_shift, depth)
-        super().__init__(*given, patches_in, block, RMSNorm(width))
+        super().__init__(
+            channels, image_size, num_classes, hint_channels, text_width, augment_width, patch_size, width, time_shift, depth,
+            patches_in, block, RMSNorm(width),
+        )  # fmt: skip

@@ -172,6 +172,7 @@ class UNet(Network):
         num_classes: NonNegativeInt,
         hint_channels: NonNegativeInt = 0,
         text_width: NonNegativeInt = 0,
+        augment_width: NonNegativeInt = 0,
         width: PositiveInt = 128,
         multipliers: tuple[PositiveInt, ...] = (1, 2, 2, 2),
         blocks: PositiveInt = 2,
@@ -186,11 +187,12 @@ class UNet(Network):
         time: Literal["add", "scale_shift"] = "add",
         resize: Literal["conv", "block"] = "conv",
     ):
-        super().__init__(channels, image_size, num_classes, hint_channels, text_width)
+        super().__init__(channels, image_size, num_classes, hint_channels, text_width, augment_width)
         _check(image_size, width, multipliers, attention_levels, head_width, groups)
         emb_width = 4 * width
         self.time_embedding = TimeEmbedding(width, emb_width, time_order, time_shift)
         self.class_embedding = self.class_table(emb_width)
+        self.augment_embedding = self.augment_table(emb_width)
         self.text_embedding = TextEmbedding(text_width, emb_width) if text_width else None
 
         def residual_block(c_in: int, c_out: int, way: str = "") -> ResidualBlock:
@@ -238,7 +240,7 @@ class UNet(Network):
         self.conv_out = nn.Conv2d(here, channels, 3, padding=1)
         self._initialise()
 
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         emb = self.time_embedding(time)  # [B, E]
         text = None
         if self.text_embedding is not None:
@@ -246,6 +248,8 @@ class UNet(Network):
             emb = emb + pooled  # [B, E]
         elif (labels := self.labels(x, cond)) is not None:
             emb = emb + self.class_embedding(labels)  # [B, E]
+        if augment is not None:
+            emb = emb + self.augment_embedding(augment)  # [B, E]
         emb = nnf.silu(emb)  # [B, E]: once, for all blocks
 
         h = self.conv_in(x)  # [B, width, H, W]

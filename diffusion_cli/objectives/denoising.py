@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffusion_cli import drawing
 from diffusion_cli.codecs import Codec, Pixels
 from diffusion_cli.conditioning import Conditioner, short
-from diffusion_cli.data import Batch, Pictures
+from diffusion_cli.data import Augment, Batch, Pictures
 from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.data.streaming import mended
 from diffusion_cli.denoiser import Denoiser
@@ -24,6 +24,7 @@ from diffusion_cli.evaluation.denoising import errors_by_level
 from diffusion_cli.guidance import Guidance, Unguided
 from diffusion_cli.losses import Loss
 from diffusion_cli.objectives.captions import Captions, captions, told_of
+from diffusion_cli.objectives.coupling import Coupling
 from diffusion_cli.objectives.kept import kept
 from diffusion_cli.objectives.noise_levels import BIN_NAMES, by_noise
 from diffusion_cli.objectives.objective import Aside, Objective, Tally
@@ -42,7 +43,8 @@ class Denoising(Objective):
     taught: the labels that the network is told, none if it is not; previews: pictures in a preview; codec, texts: the frozen
     parts that it stands on. label_dropout: the share of pictures with the null label or caption, each on its own;
     self_conditioning: the share of pictures with a hint, each on its own; cache: latents and tokens of all pictures are made
-    once (kept.py). ValueError: a guidance of previews that this network cannot have.
+    once (kept.py); coupling: of noise and pictures, None for chance; augment: how pictures are moved about. ValueError: a
+    guidance of previews that this network cannot have, a coupling of texts, augmented latents.
     """
 
     def __init__(
@@ -58,11 +60,21 @@ class Denoising(Objective):
         label_dropout: Fraction = 0.1,
         self_conditioning: Fraction = 0.0,
         cache: bool = True,
+        coupling: Coupling | None = None,
+        augment: Augment | None = None,
     ):
         super().__init__()
         if guidance.helper() is not None:
             raise ValueError("guidance of previews cannot ask a second model: choose guidance=none, and guide diffusion-sample")
         guidance.check(denoiser, label_dropout > 0)
+        if augment is not None and codec.digest:
+            raise ValueError(
+                "objective/augment moves pictures about, and latents are diffused here: leave it out, or the codec"
+            )
+        if coupling is not None and texts is not None:
+            raise ValueError(
+                "objective/coupling exchanges noise among pictures of one label, and those with texts have none: leave it out"
+            )
         self.denoiser = denoiser
         self.criterion = loss
         self.sampler = replace(sampler, clip=sampler.clip and codec.bounded)
@@ -72,6 +84,8 @@ class Denoising(Objective):
         self.label_dropout = label_dropout
         self.self_conditioning = self_conditioning
         self.cache = cache
+        self.coupling, self.augment = coupling, augment
+        self.coupled = coupling is not None
         self._codec, self._texts = Aside(codec), Aside(texts)
         self._latents: Callable[[Tensor, Tensor | None], Tensor] | None = None  # (ids, mirrored) [B] each
         self._captions: Captions | None = None
@@ -122,11 +136,15 @@ class Denoising(Objective):
 
     def loss(self, batch: Batch, source: Source) -> tuple[Tensor, Mapping[str, Tally]]:
         schedule, prediction = self.denoiser.schedule, self.denoiser.prediction
-        x0 = self._x0(batch)  # [B, C, H, W]
+        x0, moved = self._x0(batch), None  # [B, C, H, W]
+        if self.augment is not None:
+            x0, moved = self.augment(x0, source)  # moved: [B, 9]
         t, correction = self.criterion.draw(schedule, source)  # [B], [B]
         noise = schedule.noise(source, "noise", x0.shape[1:])
+        if self.coupling is not None:
+            noise = self.coupling(x0, noise, batch.label if self.taught else None)
         x, told = schedule.mix(x0, noise, t), self._told(batch, source)
-        F = self.denoiser.output(x, t, told, self._hint(x, t, told, source))
+        F = self.denoiser.output(x, t, told, self._hint(x, t, told, moved, source), moved)
         loss = self.criterion(F, prediction.target(x0, noise, t), t, correction, prediction)  # [B]
         return loss, {"loss_by_noise": by_noise(t, loss.detach())}
 
@@ -143,13 +161,13 @@ class Denoising(Objective):
             return None
         return torch.where(hidden, self.denoiser.network.num_classes, batch.label)
 
-    def _hint(self, x: Tensor, t: Tensor, told: Tensor | None, source: Source) -> Tensor | None:
+    def _hint(self, x: Tensor, t: Tensor, told: Tensor | None, moved: Tensor | None, source: Source) -> Tensor | None:
         """[B, C, H, W]: the x0 foreseen without a hint, for some of the pictures; 0 for the others."""
         if self.self_conditioning == 0:
             return None
         given = source.uniform("self_conditioning") < self.self_conditioning  # [B]
         with torch.no_grad():
-            foreseen = self.denoiser(x, t, told)
+            foreseen = self.denoiser(x, t, told, augment=moved)
         # torch before its pull request 165068 (December 2025) would give the question that is trained the weights that were
         # cast here, without gradient.
         torch.clear_autocast_cache()

@@ -16,6 +16,16 @@ from diffusion_cli.checkpoint import Damaged
 GROUPS = {"ema": "average", "raw": "weights"}  # the words of the command line -> the tensors of a checkpoint
 
 
+def group_of(weights: str | float) -> str:
+    """The tensors that they are, or in whose place they stand where they are made after training."""
+    return GROUPS[weights] if isinstance(weights, str) else "average"
+
+
+def suffix(weights: str | float) -> list[str]:
+    """A word for names of files, where they are not the averaged ones."""
+    return [] if weights == "ema" else [weights if isinstance(weights, str) else f"ema_{weights:g}"]
+
+
 class Trained(Protocol):
     """config: {"config": nodes, "facts": facts of the data}. digest: names these very weights. See checkpoint.Checkpoint."""
 

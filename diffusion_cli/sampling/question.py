@@ -17,7 +17,7 @@ from typing import Any
 from diffusion_cli import storage
 from diffusion_cli.errors import ConfigError, DataError, StorageError
 from diffusion_cli.options import option_of
-from diffusion_cli.pretrained.trained import Trained
+from diffusion_cli.pretrained.trained import Trained, suffix
 from diffusion_cli.runs import say
 from diffusion_cli.sampling.formats import FORMATS
 from diffusion_cli.settings import Request, Sample
@@ -60,7 +60,7 @@ def _candidates(request: Request, found: Trained, asked: Mapping[str, Any]) -> I
     words += [] if asked["prompt"] is None else [_joined(tuple(asked["prompt"]))[:60]]
     words += [] if settings.negative is None else [f"not_{settings.negative[:30]}"]
     words += [*_beginning(settings, asked), *([] if request.edit is None else [option_of("edit", request.edit)])]
-    words += ["raw"] if settings.weights == "raw" else []
+    words += suffix(settings.weights)
     name = re.sub(r"[^\w.+-]+", "_", "-".join(words))
     yield found.run / "generated" / name
     yield from (found.run / "generated" / f"{name}-{k}" for k in range(2, 1000))
