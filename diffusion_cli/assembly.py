@@ -76,14 +76,26 @@ class Facts(TypedDict):
     tokenizer: NotRequired[str]  # JSON, learned from the captions, where the objective reads them
     codec: NotRequired[CodecFacts]  # absent: pixels are diffused
     texts: NotRequired[TextFacts]  # absent: the network reads no texts
+    teacher: NotRequired[str]  # the digest of the denoiser that a few-step method learns from
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained denoiser that another one learns from; facts: of its data; said: how it was named."""
+
+    denoiser: Denoiser
+    facts: Facts
+    digest: str
+    said: str
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The frozen parts that a denoiser stands on (stages.py)."""
+    """The frozen parts that a denoiser stands on (stages.py), NAMES; and the teacher that it needs only while training."""
 
     codec: Codec = field(default_factory=Pixels)
     texts: Conditioner | None = None
+    teacher: Teacher | None = None
 
     NAMES: ClassVar = ("codec", "texts")
 
@@ -101,7 +113,20 @@ class Stages:
             found["codec"] = CodecFacts(digest=self.codec.digest, shape=list(shape))
         if self.texts is not None:
             found["texts"] = TextFacts(digest=self.texts.digest, width=self.texts.width, length=self.texts.length)
+        if self.teacher is not None:
+            _same_pictures(found, self.teacher)
+            found["teacher"] = self.teacher.digest
         return found
+
+
+def _same_pictures(facts: Facts, teacher: Teacher) -> None:
+    """ConfigError for a teacher of other pictures, or one that is told what the student is not."""
+    theirs, said = teacher.facts, f"objective.method.teacher={teacher.said}"
+    for key in ("channels", "image_size", "codec", "texts"):
+        if theirs.get(key) != facts.get(key):
+            raise ConfigError(f"{said} is for other pictures: {key} is {theirs.get(key)} there and {facts.get(key)} here")
+    if theirs["taught"] and (not facts["taught"] or (theirs["classes"] != facts["classes"] and facts["classes"] != ["?"])):
+        raise ConfigError(f"{said} is told other classes than this run: take its data set, with dataset.labels=true")
 
 
 def denoiser_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = ()) -> Denoiser:
@@ -177,7 +202,7 @@ PARTS: dict[str, Callable[[Mapping[str, Any], Facts, Collection[str]], object]] 
 
 def parts_of(objective: Mapping[str, Any], trust: Collection[str] = ()) -> list[str]:
     """The parts that an objective's constructor asks for, in its order: what kind of model the run trains."""
-    return [name for name in target_of(objective, "objective", trust).parameters if name in PARTS or name in Stages.NAMES]
+    return [name for name in target_of(objective, "objective", trust).parameters if name in PARTS or name in (*Stages.NAMES, "teacher")]
 
 
 def reads_texts(objective: Mapping[str, Any], trust: Collection[str] = ()) -> bool:
@@ -189,7 +214,8 @@ def objective_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] =
     """What diffusion-train trains, initialised from the run's seed. Raises ConfigError."""
     torch.manual_seed(word_of(node["seed"], "initial weights"))
     stages = stages or Stages()
-    frozen = {"codec": stages.codec, "texts": stages.texts}
+    teacher = None if stages.teacher is None else stages.teacher.denoiser
+    frozen = {"codec": stages.codec, "texts": stages.texts, "teacher": teacher}
     names = parts_of(node["objective"], trust)
     given = {name: frozen[name] if name in frozen else PARTS[name](node, facts, trust) for name in names}
     return build(node["objective"], Objective, "objective", given, trust)

@@ -20,7 +20,7 @@ from diffusion_cli.signatures import check, check_values, shown, signature, targ
 # what an objective's constructor may ask of the program, by the names of arguments: assembly.py makes them
 PARTS = (
     "denoiser", "classifier", "autoencoder", "clip", "tokenizer", "schedule", "loss", "times", "sampler", "guidance", "names",
-    "taught", "previews", "codec", "texts",
+    "taught", "previews", "codec", "texts", "teacher",
 )  # fmt: skip
 # the part that an objective trains -> what the group `model` must be for it, where that is no Network, and what it is given
 MODELS = {

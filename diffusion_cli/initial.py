@@ -39,10 +39,14 @@ def adopted(node: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"init={node['init']} has the digest {digest}, and init_digest is {node['init_digest']}")
     else:
         digest = source["init_digest"]
+    method = node["objective"].get("method")
     said = [word.partition("=")[0].partition("@")[0].replace("/", ".") for word in words]
     taken = {
         group: _with(source[group], node.get(group, {}), group, said) for group in SUPPLIED if _brings(source, group, said)
     }
+    if method is not None:  # what few steps are learned by, and walked by, is the command's own
+        taken.pop("sampler", None)
+        taken["objective"] = {**taken.get("objective", node["objective"]), "method": method}
     return {**node, **taken, "init_digest": digest}
 
 

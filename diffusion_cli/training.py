@@ -210,6 +210,11 @@ def _facts(dataset: Dataset, pictures: Pictures) -> Facts:
 
 
 def _same_data(start: Checkpoint | None, facts: Facts) -> None:
+    if start is not None and start.config["facts"].get("teacher") != facts.get("teacher"):
+        raise ConfigError(
+            "objective.method.teacher is not the one that the run began with: name that very checkpoint of it "
+            "(RUN/checkpoints/step_...), or choose another name="
+        )
     if start is not None and start.config["facts"] != dict(facts):
         raise ConfigError(
             "the pictures are not those that the run began with (dataset.path): choose another name=, or point to the same"
