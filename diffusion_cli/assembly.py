@@ -24,7 +24,7 @@ from diffusion_cli.guidance import Guidance
 from diffusion_cli.losses import Loss, Times
 from diffusion_cli.models import Autoencoder, Classifier, Clip, Network
 from diffusion_cli.noisy_classifier import NoisyClassifier
-from diffusion_cli.objectives import Objective
+from diffusion_cli.objectives import Method, Objective
 from diffusion_cli.predictions import Prediction
 from diffusion_cli.randomness import word_of
 from diffusion_cli.samplers import Sampler
@@ -142,6 +142,10 @@ def denoiser_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = 
     if texts["width"]:
         sizes["text_width"] = texts["width"]
         _takes(node, "text_width", "texts", "text", trust)
+    method = node["objective"].get("method")
+    if method is not None and build(method, Method, "objective.method", trust=trust).two_times:
+        sizes["two_times"] = True
+        _takes(node, "two_times", "objective.method", "second time", trust)
     return Denoiser(build(node["model"], Network, "model", sizes, trust), prediction, texts["length"])
 
 

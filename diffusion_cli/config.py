@@ -41,7 +41,7 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "loss": ("diffusion_cli.losses.Loss", ()),
     "model": (
         "diffusion_cli.models.Network",
-        ("channels", "image_size", "num_classes", "hint_channels", "text_width", "vocabulary"),
+        ("channels", "image_size", "num_classes", "hint_channels", "text_width", "two_times", "vocabulary"),
     ),
     "optimizer": ("diffusion_cli.optimizers.Optimizer", ()),
     "ema": ("diffusion_cli.ema.EMA", ()),

@@ -118,6 +118,7 @@ class DiT(Network):
         num_classes: NonNegativeInt,
         hint_channels: NonNegativeInt = 0,
         text_width: NonNegativeInt = 0,
+        two_times: bool = False,
         patch_size: PositiveInt = 4,
         width: PositiveInt = 128,
         depth: PositiveInt = 8,
@@ -127,12 +128,12 @@ class DiT(Network):
         time_shift: Literal[0, 1] = 0,
         norm_eps: PositiveFloat = 1e-6,
     ):
-        super().__init__(channels, image_size, num_classes, hint_channels, text_width)
+        super().__init__(channels, image_size, num_classes, hint_channels, text_width, two_times)
         check_patches(image_size, patch_size, width, heads)
         self.patch_size = patch_size
         self.rows = image_size // patch_size
         self.patches_in = nn.Linear((channels + hint_channels) * patch_size**2, width)
-        self.time_embedding = TimeEmbedding(TIME_WAVES, width, "cos_sin", time_shift)
+        self.time_embedding = TimeEmbedding(TIME_WAVES, width, "cos_sin", time_shift, two_times)
         self.class_embedding = self.class_table(width)
         self.text_embedding = TextEmbedding(text_width, width) if text_width else None
         mlp_width = round(width * mlp_ratio)
@@ -177,3 +178,4 @@ class DiT(Network):
             zero += [self.text_embedding.pooled, *(block.reading.out for block in self.blocks)]
         for linear in zero:
             nn.init.zeros_(linear.weight)
+        self.time_embedding.quieten()

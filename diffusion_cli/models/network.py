@@ -3,13 +3,14 @@
     x     [B, C, H, W] float32   the noised picture, already scaled by c_in(t); C + hint_channels channels where the network
                                  is told its previous answer (self-conditioning, Chen et al. 2022, "Analog bits")
     time  [B] float32            what the network is told of time, c_noise(t): 0..1000 for DDPM, log(sigma)/4 for EDM
+          [B, 2]                 or, with two_times, that and how far the answer leads from there, c_noise(t) - c_noise(s)
     cond  [B] int64 or None      labels; index num_classes is the null condition of classifier-free guidance
                                  (Ho and Salimans 2022), and None means the null condition for the whole batch
           [B, L, D] float32      or, for a network with text_width D, the tokens of texts, which it always gets; an all-zero
                                  token is padding (conditioning/conditioner.py), and no other one reads it
 
 A constructor's first three arguments are facts that the data set states, and so are hint_channels, of a network that can
-take a hint, and text_width, of one that reads tokens. All others are the keys of the config node, and their annotations are
+take a hint, text_width, of one that reads tokens, and two_times, of one that can be told where it leads to. All others are the keys of the config node, and their annotations are
 its schema.
 """
 
@@ -26,13 +27,22 @@ class Network(nn.Module, ABC):
     that it reads; 0: none, and then cond is labels or None. One that reads tokens is not told labels: num_classes is 0 then.
     """
 
-    def __init__(self, channels: int, image_size: int, num_classes: int, hint_channels: int = 0, text_width: int = 0):
+    def __init__(
+        self,
+        channels: int,
+        image_size: int,
+        num_classes: int,
+        hint_channels: int = 0,
+        text_width: int = 0,
+        two_times: bool = False,
+    ):
         super().__init__()
         self.channels = channels
         self.image_size = image_size
         self.num_classes = 0 if text_width else num_classes
         self.hint_channels = hint_channels
         self.text_width = text_width
+        self.two_times = two_times
 
     @property
     def told(self) -> bool:
