@@ -25,6 +25,9 @@ from diffusion_cli.schedules import over_pictures
 # A hint is kept within this: a foreseen x0 can explode where alpha is near 0. Pictures lie within 1, latents of unit
 # variance nearly always within 3.
 HINT_RANGE = 3.0
+# Of 1000 t the fastest wave of a time embedding turns in a thousandth of the way, and a network's derivative in time is made of
+# such waves more than of the data (measured on digits: 5 to 10 times the mean slope over 0.04). So two times are told slower.
+PACE = 0.01
 
 
 class Condition(NamedTuple):
@@ -75,7 +78,7 @@ class Denoiser(nn.Module):
         time = self.prediction.c_noise(t).to(x).expand(len(x))  # [B]
         if self.network.two_times:
             s = s if s is not None else t if self.goal is None else self.goal(t)
-            time = torch.stack([time, time - self.prediction.c_noise(s).to(x)], dim=1)  # [B, 2]
+            time = PACE * torch.stack([time, time - self.prediction.c_noise(s).to(x)], dim=1)  # [B, 2]
         z = over_pictures(self.prediction.c_in(t), x) * x  # [B, C, H, W]
         if self.network.hint_channels:
             told = torch.zeros_like(x) if hint is None else hint.to(x).clamp(-HINT_RANGE, HINT_RANGE)

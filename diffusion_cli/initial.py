@@ -94,7 +94,7 @@ def begin(objective: Objective, found: Trained, weights: str | None, facts: Fact
 
     Only the model's parts are taken: what a loss or a critic has learned belongs to the old training. A class has the row of
     the same name; one that the model does not know begins as its null row, or as zeros where it had no classes, so that at
-    first the network answers as before; so does one of two times that begins from one of one.
+    first the network answers as before. One of two times that begins from one of one learns its time anew (denoiser.PACE).
     """
     group = weights or ("ema" if "average" in found.groups() else "raw")
     given = {name: value for name, value in plain_weights(found, group).items() if name.partition(".")[0] in KINDS}

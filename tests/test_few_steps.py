@@ -14,17 +14,19 @@ from torch import Tensor
 from diffusion_cli import config
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError
-from diffusion_cli.losses import MSE, Adaptive, Loss, MinSNR, One, Uniform
+from diffusion_cli.losses import MSE, Adaptive, LogitNormal, Loss, MinSNR, One, Uniform
+from diffusion_cli.models import DiT, UNet
 from diffusion_cli.models.network import Network
-from diffusion_cli.objectives import Consistency
+from diffusion_cli.objectives import Consistency, MeanFlow
 from diffusion_cli.objectives.consistency import check_boundary, flowed
 from diffusion_cli.objectives.method import Lesson
-from diffusion_cli.predictions import X0, Prediction, Preconditioned, V, Velocity
+from diffusion_cli.predictions import Prediction, V, Velocity
 from diffusion_cli.randomness import Source
-from diffusion_cli.samplers import Ancestral, last
+from diffusion_cli.samplers import Ancestral, Leap, last
 from diffusion_cli.samplers import Uniform as Even
 from diffusion_cli.sampling import sample
 from diffusion_cli.schedules import EDM, Betas, Flow, Schedule
+from diffusion_cli.walking import walk
 
 DATA = Gaussian()
 
@@ -172,6 +174,114 @@ def test_the_adaptive_norm_has_the_gradient_of_a_power() -> None:
         close(got, torch.autograd.grad(power.sum(), F)[0], 1e-9)
 
 
+# -- mean flows --------------------------------------------------------------------------------------------------------
+
+
+class Average(Network):
+    """The exact average velocity of the straight line for DATA, told 10 t and 10 (t - s); or half as much of it."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        super().__init__(1, 1, 0, two_times=True)
+        self.share = share
+
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+        t, gap = (time / 10)[:, :, None, None, None].unbind(1)  # [B, 1, 1, 1] each
+        apart = gap > 0
+        far = (x - DATA.carry(Flow(), x, t, t - gap)) / torch.where(apart, gap, 1)
+        here = (x - DATA.denoise(Flow())(x, t.flatten())) / t  # v, as x0 = x - t v
+        return self.share * torch.where(apart, far, here)
+
+
+def test_the_target_of_mean_flows_is_that_of_finite_differences() -> None:
+    """v - (t - s) du/dt along (v, 1), for the exact u and for half of it; and with s = t it is v."""
+    t = torch.linspace(0.15, 0.95, 30, dtype=torch.float64)
+    for share in (1.0, 0.5):
+        made = Denoiser(Average(share), Velocity(Flow()))
+        made.network.forward = lambda x, time, cond=None, own=made.network.forward: own(x.double(), time.double())  # type: ignore[method-assign]
+        made.output = lambda x, t, told=None, hint=None, s=None, net=made.network: net(  # type: ignore[method-assign]
+            x, 10 * torch.stack([t, t - s], 1)
+        )
+        given, h = lesson(made, t), 1e-5
+        v = given.noise - given.x0
+        for s in (0.3 * t, t):
+            along = lambda e, s=s, v=v, given=given, made=made: made.output(given.x + e * v, t + e, s=s)  # noqa: E731
+            du = (along(h) - along(-h)) / (2 * h)
+            wanted = v - (t - s)[:, None, None, None] * du if (s < t).all() else v
+            close(MeanFlow().target(given, s), wanted, 1e-6)
+
+
+def test_the_exact_average_velocity_is_a_fixed_point_of_mean_flows() -> None:
+    """Where x0 and noise are those that v itself leads through: v(x_t) = noise - x0, so the target is u to rounding."""
+    made = Denoiser(Average(), Velocity(Flow()))
+    t = torch.linspace(0.15, 0.95, 30, dtype=torch.float64)
+    given = lesson(made, t).towards(DATA.denoise(Flow())(lesson(made, t).x, t))
+    s = 0.4 * t
+    close(MeanFlow().target(given, s), made.output(given.x, t, s=s).double(), 2e-5)
+
+
+def test_two_times_are_drawn_in_order_and_some_are_one() -> None:
+    t = Uniform().sample(Flow(), Source(0, torch.arange(4000)))
+    given = lesson(Denoiser(Average(), Velocity(Flow())), t)
+    later, earlier = MeanFlow(apart=0.75).two(given)
+    assert (earlier <= later).all() and abs(float((earlier < later).double().mean()) - 0.75) < 0.03
+    assert distance_from_uniform(later[earlier < later] ** 2) < 0.04, "the later of two has the law of a maximum"
+    assert not (MeanFlow(apart=0.0).two(given)[0] > MeanFlow(apart=0.0).two(given)[1]).any()
+    late = MeanFlow(apart=1.0, second=LogitNormal(9.0, 0.1)).two(given)
+    assert (late[0] > 0.99).all() and torch.equal(late[1], torch.minimum(t, late[1])), "the second has a law of its own"
+
+
+@pytest.mark.parametrize("made", [Leap(1, Even(), False), Leap(3, Even(), False), Leap(3, Even(), False, 1.0, "all")])
+def test_leaps_along_the_exact_average_velocity_are_exact(made: Leap) -> None:
+    """Any grid ends where the path ends; with fresh noise, in the data's own law. A walk that leads nowhere does not."""
+    denoiser, source = Denoiser(Average(), Velocity(Flow())), Source(3, torch.arange(20_000))
+    states = list(walk(denoiser, made, source))
+    x = states[0].x
+    wanted = DATA.carry(Flow(), x, f64(1)[0], f64(0)[0])
+    u = torch.special.ndtr((states[-1].x - DATA.m) / DATA.s)
+    # x_1 is N(0, 1), as the data's is, so the law is exact
+    assert distance_from_uniform(u) < 1.95 / math.sqrt(len(u))
+    if made.eta == 0:
+        close(states[-1].x, wanted, 2e-5)
+        plain = last(walk(denoiser, Ancestral(made.steps, Even(), False), source)).x
+        assert float((plain - wanted).abs().mean()) > 0.05
+
+
+@pytest.mark.parametrize("network", [UNet, DiT])
+def test_a_network_of_one_time_becomes_one_of_two(network: type[Network]) -> None:
+    """The same answers whatever the second time, until it is learned; with forward derivatives, dropout alike."""
+    small = {"width": 16, "groups": 8, "multipliers": (1, 2), "dropout": 0.3} if network is UNet else {"width": 16, "depth": 2}
+    one, two = network(1, 8, 3, **small), network(1, 8, 3, two_times=True, **small)  # type: ignore[arg-type]
+    stir(one)
+    fresh = {key: value for key, value in two.state_dict().items() if ".span." in key}
+    assert fresh
+    two.load_state_dict({**fresh, **one.state_dict()})
+    x, time, labels = torch.randn(4, 1, 8, 8), torch.rand(4) * 1000, torch.arange(4)
+    one.eval(), two.eval()
+    close(two(x, torch.stack([time, time / 2], 1), labels), one(x, time, labels), 1e-6)
+    stir(two)
+    x0, noise = torch.randn(2, 4, 1, 8, 8)
+    criterion = Loss(Uniform(), MSE(), One())
+    given = Lesson(Denoiser(two.train(), Velocity(Flow())), criterion, Source(0, torch.arange(4)), x0, noise, time / 1000,
+                   torch.ones(4), labels)  # fmt: skip
+    torch.manual_seed(1)
+    target = MeanFlow().target(given, time / 2000)
+    along = []
+    for e in (1e-4, -1e-4):  # the fastest wave of time turns by 0.1
+        torch.manual_seed(1)
+        with torch.no_grad():
+            v = noise - x0
+            along.append(given.denoiser.output(given.x + e * v, given.t + e, labels, s=time / 2000))
+    wanted = v - (time / 2000)[:, None, None, None] * (along[0] - along[1]) / 2e-4
+    assert float((target - wanted).abs().max()) < 0.02 * float((wanted - v).abs().max()), "the same dropout, too"
+
+
+def stir(network: Network) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+
 # -- samplers ----------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +305,7 @@ def test_the_exact_map_makes_exact_samples(schedule: Schedule) -> None:
 
 RUNS = {
     "consistency": ("objective=consistency", "loss=consistency", "sampler=multistep", "objective.method.every=2"),
+    "mean flow": ("objective=meanflow", "loss=meanflow", "sampler=leap"),
     "distilled": ("objective=consistency", "objective.method.every=2", "objective.method.teacher={teacher}"),
 }
 
@@ -256,11 +367,13 @@ def test_another_teacher_is_refused_and_a_moved_one_taken(teacher: Path, tmp_pat
         (("loss=min_snr",), "write loss/weight=one"),
         (("objective.self_conditioning=0.5",), "do not go together"),
         (("objective.method.q=0.5",), "q is 0.5"),
+        (("objective=meanflow", "schedule=vp", "prediction=v"), "mean flows are of the straight line"),
+        (("objective=meanflow", "model=unet_gated", "model.multipliers=DEFAULT", "model.groups=DEFAULT"), "takes a second time"),
     ],
 )
 def test_what_cannot_be_is_said_before_data_is_read(more: tuple[str, ...], said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said):
-        train(tmp_path, "objective=consistency", *more)
+        train(tmp_path, *{word.partition("=")[0]: word for word in ("objective=consistency", *more)}.values())
     assert not (tmp_path / "run").exists()
 
 

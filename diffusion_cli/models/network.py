@@ -3,7 +3,8 @@
     x     [B, C, H, W] float32   the noised picture, already scaled by c_in(t); C + hint_channels channels where the network
                                  is told its previous answer (self-conditioning, Chen et al. 2022, "Analog bits")
     time  [B] float32            what the network is told of time, c_noise(t): 0..1000 for DDPM, log(sigma)/4 for EDM
-          [B, 2]                 or, with two_times, that and how far the answer leads from there, c_noise(t) - c_noise(s)
+          [B, 2]                 or, with two_times, that and how far the answer leads from there, c_noise(t) - c_noise(s),
+                                 both a hundredth
     cond  [B] int64 or None      labels; index num_classes is the null condition of classifier-free guidance
                                  (Ho and Salimans 2022), and None means the null condition for the whole batch
           [B, L, D] float32      or, for a network with text_width D, the tokens of texts, which it always gets; an all-zero
