@@ -25,7 +25,7 @@ from diffusion_cli.guidance import Guidance
 from diffusion_cli.losses import Loss, Perceptual, Times
 from diffusion_cli.models import Autoencoder, Classifier, Clip, Network
 from diffusion_cli.noisy_classifier import NoisyClassifier
-from diffusion_cli.objectives import Objective
+from diffusion_cli.objectives import Method, Objective
 from diffusion_cli.predictions import Prediction
 from diffusion_cli.randomness import word_of
 from diffusion_cli.samplers import Sampler
@@ -78,15 +78,28 @@ class Facts(TypedDict):
     codec: NotRequired[CodecFacts]  # absent: pixels are diffused
     texts: NotRequired[TextFacts]  # absent: the network reads no texts
     perceptual: NotRequired[str]  # the digest of what judged reconstructions
+    teacher: NotRequired[str]  # the digest of the denoiser that a few-step method learns from
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained denoiser that another one learns from; facts: of its data; said: how it was named."""
+
+    denoiser: Denoiser
+    facts: Facts
+    digest: str
+    said: str
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The frozen parts that a denoiser stands on, and the eyes by which an autoencoder is trained (stages.py)."""
+    """The frozen parts that a denoiser stands on, the eyes by which an autoencoder is trained (stages.py), NAMES; and the
+    teacher that a denoiser needs only while training."""
 
     codec: Codec = field(default_factory=Pixels)
     texts: Conditioner | None = None
     perceptual: Perceptual | None = None
+    teacher: Teacher | None = None
 
     NAMES: ClassVar = ("codec", "texts", "perceptual")
 
@@ -109,7 +122,20 @@ class Stages:
                 said = f"its classifier knows pictures of {theirs} channels, and these have {facts['channels']}"
                 raise ConfigError(f"perceptual.ckpt: {said}; choose another, or dataset.channels={theirs}")
             found["perceptual"] = self.perceptual.digest
+        if self.teacher is not None:
+            _same_pictures(found, self.teacher)
+            found["teacher"] = self.teacher.digest
         return found
+
+
+def _same_pictures(facts: Facts, teacher: Teacher) -> None:
+    """ConfigError for a teacher of other pictures, or one that is told what the student is not."""
+    theirs, said = teacher.facts, f"objective.method.teacher={teacher.said}"
+    for key in ("channels", "image_size", "codec", "texts"):
+        if theirs.get(key) != facts.get(key):
+            raise ConfigError(f"{said} is for other pictures: {key} is {theirs.get(key)} there and {facts.get(key)} here")
+    if theirs["taught"] and (not facts["taught"] or (theirs["classes"] != facts["classes"] and facts["classes"] != ["?"])):
+        raise ConfigError(f"{said} is told other classes than this run: take its data set, with dataset.labels=true")
 
 
 def denoiser_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = ()) -> Denoiser:
@@ -128,6 +154,10 @@ def denoiser_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = 
     if texts["width"]:
         sizes["text_width"] = texts["width"]
         _takes(node, "text_width", "texts", "text", trust)
+    method = node["objective"].get("method")
+    if method is not None and build(method, Method, "objective.method", trust=trust).two_times:
+        sizes["two_times"] = True
+        _takes(node, "two_times", "objective.method", "second time", trust)
     network = build(node["model"], Network, "model", sizes, trust)
     _tells(network, prediction)
     return Denoiser(network, prediction, texts["length"])
@@ -204,7 +234,11 @@ PARTS: dict[str, Callable[[Mapping[str, Any], Facts, Collection[str]], object]] 
 
 def parts_of(objective: Mapping[str, Any], trust: Collection[str] = ()) -> list[str]:
     """The parts that an objective's constructor asks for, in its order: what kind of model the run trains."""
-    return [name for name in target_of(objective, "objective", trust).parameters if name in PARTS or name in Stages.NAMES]
+    return [
+        name
+        for name in target_of(objective, "objective", trust).parameters
+        if name in PARTS or name in (*Stages.NAMES, "teacher")
+    ]
 
 
 def reads_texts(objective: Mapping[str, Any], trust: Collection[str] = ()) -> bool:
@@ -216,7 +250,8 @@ def objective_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] =
     """What diffusion-train trains, initialised from the run's seed. Raises ConfigError."""
     torch.manual_seed(word_of(node["seed"], "initial weights"))
     stages = stages or Stages()
-    frozen = {name: getattr(stages, name) for name in Stages.NAMES}
+    teacher = None if stages.teacher is None else stages.teacher.denoiser
+    frozen = {name: getattr(stages, name) for name in Stages.NAMES} | {"teacher": teacher}
     names = parts_of(node["objective"], trust)
     given = {name: frozen[name] if name in frozen else PARTS[name](node, facts, trust) for name in names}
     return build(node["objective"], Objective, "objective", given, trust)

@@ -20,7 +20,7 @@ from diffusion_cli.signatures import check, check_values, shown, signature, targ
 # what an objective's constructor may ask of the program, by the names of arguments: assembly.py makes them
 PARTS = (
     "denoiser", "classifier", "autoencoder", "clip", "tokenizer", "schedule", "loss", "times", "sampler", "guidance", "names",
-    "taught", "previews", "codec", "texts", "perceptual",
+    "taught", "previews", "codec", "texts", "perceptual", "teacher",
 )  # fmt: skip
 # the part that an objective trains -> what the group `model` must be for it, where that is no Network, and what it is given
 MODELS = {
@@ -41,7 +41,7 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "loss": ("diffusion_cli.losses.Loss", ()),
     "model": (
         "diffusion_cli.models.Network",
-        ("channels", "image_size", "num_classes", "hint_channels", "text_width", "augment_width", "vocabulary"),
+        ("channels", "image_size", "num_classes", "hint_channels", "text_width", "augment_width", "two_times", "vocabulary"),
     ),
     "optimizer": ("diffusion_cli.optimizers.Optimizer", ()),
     "ema": ("diffusion_cli.ema.EMA", ()),

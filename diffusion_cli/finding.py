@@ -105,7 +105,7 @@ def _right(key: str, value: Any, facts: Mapping[str, Any]) -> bool:
         case "texts":
             sizes = [value.get("width"), value.get("length")] if isinstance(value, dict) else None
             return counts(sizes, 2) and isinstance(value.get("digest"), str)
-        case "fingerprint" | "tokenizer" | "perceptual":
+        case "fingerprint" | "tokenizer" | "perceptual" | "teacher":
             return isinstance(value, str)
     return True
 

@@ -23,6 +23,7 @@ from diffusion_cli.stages import carried
 
 SUPPLIED = ("schedule", "prediction", "model", "sampler", "objective", *Stages.NAMES)
 _TABLE = "class_embedding.weight"  # how the name of a network's table of classes ends (models/network.py)
+_SPAN = ".span."  # in the names of what tells a network its second time (models/time_embedding.py)
 
 
 def adopted(node: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -39,10 +40,14 @@ def adopted(node: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"init={node['init']} has the digest {digest}, and init_digest is {node['init_digest']}")
     else:
         digest = source["init_digest"]
+    method = node["objective"].get("method")
     said = [word.partition("=")[0].partition("@")[0].replace("/", ".") for word in words]
     taken = {
         group: _with(source[group], node.get(group, {}), group, said) for group in SUPPLIED if _brings(source, group, said)
     }
+    if method is not None:  # what few steps are learned by, and walked by, is the command's own
+        taken.pop("sampler", None)
+        taken["objective"] = {**taken.get("objective", node["objective"]), "method": method}
     return {**node, **taken, "init_digest": digest}
 
 
@@ -89,7 +94,7 @@ def begin(objective: Objective, found: Trained, weights: str | None, facts: Fact
 
     Only the model's parts are taken: what a loss or a critic has learned belongs to the old training. A class has the row of
     the same name; one that the model does not know begins as its null row, or as zeros where it had no classes, so that at
-    first the network answers as before.
+    first the network answers as before. One of two times that begins from one of one learns its time anew (denoiser.PACE).
     """
     group = weights or ("ema" if "average" in found.groups() else "raw")
     given = {name: value for name, value in plain_weights(found, group).items() if name.partition(".")[0] in KINDS}
@@ -97,6 +102,7 @@ def begin(objective: Objective, found: Trained, weights: str | None, facts: Fact
     for name in own:
         if name.endswith(_TABLE) and name.partition(".")[0] in KINDS:
             given[name] = _table(given.get(name), own[name], found.config["facts"]["classes"], facts["classes"])
+    given = {name: value for name, value in own.items() if _SPAN in name} | given
     wanted = {name: value.shape for name, value in own.items() if name.partition(".")[0] in KINDS}
     there = {name: value.shape for name, value in given.items()}
     strange = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]

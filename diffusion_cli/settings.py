@@ -218,7 +218,8 @@ class Plan:
 
 # what may change between two launches of the same run; all else is frozen
 _FREE = re.compile(
-    r"name|device|compile|precision|recompute|profile|resume|preview|outputs|trust|(distributed|sampler|guidance)\b.*|objective\.cache"
+    r"name|device|compile|precision|recompute|profile|resume|preview|outputs|trust|(distributed|sampler|guidance)\b.*"
+    r"|objective\.(cache|method\.teacher)"
     r"|dataset\.(path|workers|memory)|features\b.*"
     r"|trainer\.(steps|images|minutes|keep|preview|evaluate|metrics|metrics_n|best|patience|\w+_every)"
 )

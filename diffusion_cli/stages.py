@@ -17,14 +17,15 @@ from typing import Any, Literal
 
 from diffusion_cli import storage
 from diffusion_cli.alone import alone
-from diffusion_cli.assembly import Facts, Stages
+from diffusion_cli.assembly import Facts, Stages, Teacher
 from diffusion_cli.build import build
 from diffusion_cli.codecs import Codec
 from diffusion_cli.conditioning import ClipText, Conditioner, Pretrained
 from diffusion_cli.errors import ConfigError, StorageError
-from diffusion_cli.finding import find, load_classifier, load_clip, load_codec
+from diffusion_cli.finding import find, load_classifier, load_clip, load_codec, load_denoiser
 from diffusion_cli.losses import Perceptual
 from diffusion_cli.models import Classifier as Network
+from diffusion_cli.objectives import Method
 from diffusion_cli.pretrained.texts import digest_of
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.ranges import NonNegativeFloat, PositiveInt
@@ -139,7 +140,18 @@ def opened(node: Mapping[str, Any], folder: Path, trust: tuple[str, ...] = ()) -
             found[name] = place.open(folder / FOLDER / name, trust)
             if not isinstance(found[name], kind):
                 raise ConfigError(f"{name}: {type(place).__name__} is no {kind.__name__}: diffusion-train --help {name}")
-    return Stages(**found)
+    return Stages(**found, teacher=_teacher(node.get("objective", {}), trust))
+
+
+def _teacher(objective: Mapping[str, Any], trust: tuple[str, ...]) -> Teacher | None:
+    """The denoiser that the method of the objective names, its averaged weights; no copy is carried. Raises UserError."""
+    if objective.get("method") is None:
+        return None
+    place = build(objective["method"], Method, "objective.method", trust=trust).place
+    if place is None:
+        return None
+    found = find(place, "objective.method.teacher")
+    return Teacher(load_denoiser(found, "ema", trust), found.config["facts"], found.digest, found.said)
 
 
 def carry(node: Mapping[str, Any], folder: Path, trust: tuple[str, ...] = ()) -> None:

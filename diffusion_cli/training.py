@@ -217,6 +217,11 @@ def _facts(dataset: Dataset, pictures: Pictures) -> Facts:
 def _same_data(start: Checkpoint | None, facts: Facts) -> None:
     if start is None or start.config["facts"] == dict(facts):
         return
+    if start.config["facts"].get("teacher") != facts.get("teacher"):
+        raise ConfigError(
+            "objective.method.teacher is not the one that the run began with: name that very checkpoint of it "
+            "(RUN/checkpoints/step_...), or choose another name="
+        )
     if other := [name for name in Stages.NAMES if start.config["facts"].get(name) != facts.get(name)]:
         here = start.run / FOLDER / other[0]
         raise ConfigError(f"{other[0]} is not what the run began with: put back what lay at {here}, or choose another name=")

@@ -39,6 +39,7 @@ def walk(
         return schedule.noise(source.at(step), f"fresh {which}" if which else "fresh", shape)
 
     told = None if told is None else told.to(source.slots.device)
+    denoiser = denoiser.leading(sampler.goal(schedule))
     question = asking(denoiser, told, guidance, helper, shares, untold)
     x = start.x(schedule, sampler, source, shape)
     if edit is None:

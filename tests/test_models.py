@@ -40,7 +40,15 @@ SMALLER = {  # of some the whole is counted alone: here, and in tests/test_conve
     "uvit": {"width": 32, "depth": 5, "heads": 2},
     "transformer": {"width": 32, "depth": 2, "heads": 2},
 }
-FACTS = ["channels", "image_size", "num_classes", "hint_channels", "text_width", "augment_width"]  # what the program says
+FACTS = [
+    "channels",
+    "image_size",
+    "num_classes",
+    "hint_channels",
+    "text_width",
+    "augment_width",
+    "two_times",
+]  # said by the program
 NULL = 5  # the classes of the conditional networks here, and so the index of the null label
 
 every_option = pytest.mark.parametrize("option", OPTIONS)

@@ -4,6 +4,7 @@ from diffusion_cli.losses.critic import PatchCritic as PatchCritic
 from diffusion_cli.losses.loss import Loss as Loss
 from diffusion_cli.losses.norms import MAE as MAE
 from diffusion_cli.losses.norms import MSE as MSE
+from diffusion_cli.losses.norms import Adaptive as Adaptive
 from diffusion_cli.losses.norms import Huber as Huber
 from diffusion_cli.losses.norms import Norm as Norm
 from diffusion_cli.losses.perceptual import Perceptual as Perceptual

@@ -116,6 +116,7 @@ class PatchTransformer(Network):
         hint_channels: int,
         text_width: int,
         augment_width: int,
+        two_times: bool,
         patch_size: int,
         width: int,
         time_shift: Literal[0, 1],
@@ -124,11 +125,11 @@ class PatchTransformer(Network):
         block: Callable[[], AdaptiveBlock],
         norm_out: nn.Module,
     ):
-        super().__init__(channels, image_size, num_classes, hint_channels, text_width, augment_width)
+        super().__init__(channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times)
         self.patch_size, self.width = patch_size, width
         self.rows = image_size // patch_size
         self.patches_in = patches_in
-        self.time_embedding = TimeEmbedding(TIME_WAVES, width, "cos_sin", time_shift)
+        self.time_embedding = TimeEmbedding(TIME_WAVES, width, "cos_sin", time_shift, two_times)
         self.class_embedding = self.class_table(width)
         self.augment_embedding = self.augment_table(width)
         self.text_embedding = TextEmbedding(text_width, width) if text_width else None
@@ -175,6 +176,7 @@ class PatchTransformer(Network):
             zero += [self.text_embedding.pooled, *(block.reading.out for block in self.blocks)]
         for linear in zero:
             nn.init.zeros_(linear.weight)
+        self.time_embedding.quieten()
 
 
 class DiT(PatchTransformer):
@@ -193,6 +195,7 @@ class DiT(PatchTransformer):
         hint_channels: NonNegativeInt = 0,
         text_width: NonNegativeInt = 0,
         augment_width: NonNegativeInt = 0,
+        two_times: bool = False,
         patch_size: PositiveInt = 4,
         width: PositiveInt = 128,
         depth: PositiveInt = 8,
@@ -212,8 +215,8 @@ class DiT(PatchTransformer):
 
         patches_in = nn.Linear((channels + hint_channels) * patch_size**2, width)
         super().__init__(
-            channels, image_size, num_classes, hint_channels, text_width, augment_width, patch_size, width, time_shift, depth,
-            patches_in, block, _norm(width),
+            channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times, patch_size, width,
+            time_shift, depth, patches_in, block, _norm(width),
         )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
     x     [B, C, H, W] float32   the noised picture, already scaled by c_in(t); C + hint_channels channels where the network
                                  is told its previous answer (self-conditioning, Chen et al. 2022, "Analog bits")
     time  [B] float32            what the network is told of time, c_noise(t): 0..1000 for DDPM, log(sigma)/4 for EDM
+          [B, 2]                 or, with two_times, that and how far the answer leads from there, c_noise(t) - c_noise(s),
+                                 both a hundredth
     cond  [B] int64 or None      labels; index num_classes is the null condition of classifier-free guidance
                                  (Ho and Salimans 2022), and None means the null condition for the whole batch
           [B, L, D] float32      or, for a network with text_width D, the tokens of texts, which it always gets; an all-zero
@@ -10,8 +12,8 @@
     augment [B, A] or None       how the picture was moved, for a network with augment_width A; None: it was not
 
 A constructor's first three arguments are facts that the data set states, and so are hint_channels, of a network that can
-take a hint, text_width, of one that reads tokens, and augment_width. All others are the keys of the config node, and their
-annotations are its schema.
+take a hint, text_width, of one that reads tokens, augment_width, and two_times, of one that can be told where it leads to. All
+others are the keys of the config node, and their annotations are its schema.
 """
 
 from abc import ABC, abstractmethod
@@ -38,6 +40,7 @@ class Network(nn.Module, ABC):
         hint_channels: int = 0,
         text_width: int = 0,
         augment_width: int = 0,
+        two_times: bool = False,
     ):
         super().__init__()
         self.channels = channels
@@ -46,6 +49,7 @@ class Network(nn.Module, ABC):
         self.hint_channels = hint_channels
         self.text_width = text_width
         self.augment_width = augment_width
+        self.two_times = two_times
 
     @property
     def told(self) -> bool:

@@ -27,15 +27,30 @@ def sinusoids(number: Tensor, width: int, order: Order = "cos_sin", shift: int =
 
 
 class TimeEmbedding(nn.Module):
-    """[B] float32 to [B, out_width]: sinusoids, linear, SiLU, linear."""
+    """[B] float32 to [B, out_width]: sinusoids, linear, SiLU, linear.
 
-    def __init__(self, width: int, out_width: int, order: Order = "cos_sin", shift: int = 0):
+    two_times: [B, 2], the time and how far the answer leads from it; then the sum of two such embeddings, the second 0 at first.
+    """
+
+    def __init__(self, width: int, out_width: int, order: Order = "cos_sin", shift: int = 0, two_times: bool = False):
         super().__init__()
         self.width, self.order, self.shift = width, order, shift
         self.linear1 = nn.Linear(width, out_width)
         self.linear2 = nn.Linear(out_width, out_width)
+        self.span = TimeEmbedding(width, out_width, order, shift) if two_times else None
+
+    def quieten(self) -> None:
+        """The last act of a network's initialisation."""
+        if self.span is not None:
+            nn.init.zeros_(self.span.linear2.weight)
+            nn.init.zeros_(self.span.linear2.bias)
 
     def forward(self, time: Tensor) -> Tensor:
+        if self.span is not None:
+            return self._of(time[:, 0]) + self.span(time[:, 1])  # [B, out_width]
+        return self._of(time)  # [B, out_width]
+
+    def _of(self, time: Tensor) -> Tensor:
         waves = sinusoids(time.float(), self.width, self.order, self.shift)  # [B, width]
         return self.linear2(nn.functional.silu(self.linear1(waves)))  # [B, out_width]
 

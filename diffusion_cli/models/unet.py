@@ -173,6 +173,7 @@ class UNet(Network):
         hint_channels: NonNegativeInt = 0,
         text_width: NonNegativeInt = 0,
         augment_width: NonNegativeInt = 0,
+        two_times: bool = False,
         width: PositiveInt = 128,
         multipliers: tuple[PositiveInt, ...] = (1, 2, 2, 2),
         blocks: PositiveInt = 2,
@@ -187,10 +188,10 @@ class UNet(Network):
         time: Literal["add", "scale_shift"] = "add",
         resize: Literal["conv", "block"] = "conv",
     ):
-        super().__init__(channels, image_size, num_classes, hint_channels, text_width, augment_width)
+        super().__init__(channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times)
         _check(image_size, width, multipliers, attention_levels, head_width, groups)
         emb_width = 4 * width
-        self.time_embedding = TimeEmbedding(width, emb_width, time_order, time_shift)
+        self.time_embedding = TimeEmbedding(width, emb_width, time_order, time_shift, two_times)
         self.class_embedding = self.class_table(emb_width)
         self.augment_embedding = self.augment_table(emb_width)
         self.text_embedding = TextEmbedding(text_width, emb_width) if text_width else None
@@ -281,6 +282,7 @@ class UNet(Network):
             if isinstance(part, SelfAttention | CrossAttention):
                 nn.init.zeros_(part.out.weight)
         nn.init.zeros_(self.conv_out.weight)
+        self.time_embedding.quieten()
         if self.text_embedding is not None:
             nn.init.zeros_(self.text_embedding.pooled.weight)
 

@@ -26,6 +26,7 @@ from diffusion_cli.losses import Loss
 from diffusion_cli.objectives.captions import Captions, captions, told_of
 from diffusion_cli.objectives.coupling import Coupling
 from diffusion_cli.objectives.kept import kept
+from diffusion_cli.objectives.method import Lesson, Method
 from diffusion_cli.objectives.noise_levels import BIN_NAMES, by_noise
 from diffusion_cli.objectives.objective import Aside, Objective, Tally
 from diffusion_cli.randomness import Source
@@ -43,8 +44,9 @@ class Denoising(Objective):
     taught: the labels that the network is told, none if it is not; previews: pictures in a preview; codec, texts: the frozen
     parts that it stands on. label_dropout: the share of pictures with the null label or caption, each on its own;
     self_conditioning: the share of pictures with a hint, each on its own; cache: latents and tokens of all pictures are made
-    once (kept.py); coupling: of noise and pictures, None for chance; augment: how pictures are moved about. ValueError: a
-    guidance of previews that this network cannot have, a coupling of texts, augmented latents.
+    once (kept.py); coupling: of noise and pictures, None for chance; augment: how pictures are moved about; method, teacher:
+    what is learned instead of the picture itself. ValueError: a guidance of previews that this network cannot have, a coupling
+    of texts, augmented latents, a method that cannot train it.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class Denoising(Objective):
         guidance: Guidance = Unguided(),  # noqa: B008 (frozen)
         codec: Codec = Pixels(),  # noqa: B008 (has no state)
         texts: Conditioner | None = None,
+        teacher: Denoiser | None = None,
         label_dropout: Fraction = 0.1,
         self_conditioning: Fraction = 0.0,
         cache: bool = True,
         coupling: Coupling | None = None,
         augment: Augment | None = None,
+        method: Method | None = None,
     ):
         super().__init__()
         if guidance.helper() is not None:
@@ -75,6 +79,12 @@ class Denoising(Objective):
             raise ValueError(
                 "objective/coupling exchanges noise among pictures of one label, and those with texts have none: leave it out"
             )
+        if method is not None:
+            method.check(denoiser, loss)
+            if self_conditioning:
+                raise ValueError("objective.self_conditioning and few steps do not go together: leave one out")
+            if augment is not None:
+                raise ValueError("objective/augment and few steps do not go together: leave one out")
         self.denoiser = denoiser
         self.criterion = loss
         self.sampler = replace(sampler, clip=sampler.clip and codec.bounded)
@@ -86,7 +96,9 @@ class Denoising(Objective):
         self.cache = cache
         self.coupling, self.augment = coupling, augment
         self.coupled = coupling is not None
+        self.method = method
         self._codec, self._texts = Aside(codec), Aside(texts)
+        self._teacher = Aside(teacher)
         self._latents: Callable[[Tensor, Tensor | None], Tensor] | None = None  # (ids, mirrored) [B] each
         self._captions: Captions | None = None
         if texts is not None and not denoiser.null.is_meta:
@@ -112,6 +124,8 @@ class Denoising(Objective):
 
     def meet(self, pictures: Pictures, device: torch.device, flip: bool) -> None:
         self.codec.to(device)
+        if self._teacher.module is not None:
+            self._teacher.module.to(device)
         if self.texts is not None:
             self._captions = Captions(pictures, self.texts.to(device), self.cache, device)
         if self.cache and self.codec.digest:
@@ -140,10 +154,14 @@ class Denoising(Objective):
         if self.augment is not None:
             x0, moved = self.augment(x0, source)  # moved: [B, 9]
         t, correction = self.criterion.draw(schedule, source)  # [B], [B]
-        noise = schedule.noise(source, "noise", x0.shape[1:])
+        noise, told = schedule.noise(source, "noise", x0.shape[1:]), self._told(batch, source)
         if self.coupling is not None:
             noise = self.coupling(x0, noise, batch.label if self.taught else None)
-        x, told = schedule.mix(x0, noise, t), self._told(batch, source)
+        if self.method is not None:
+            lesson = Lesson(self.denoiser, self.criterion, source, x0, noise, t, correction, told, self._teacher.module)
+            loss = self.method.loss(lesson)
+            return loss, {"loss_by_noise": by_noise(t, loss.detach())}
+        x = schedule.mix(x0, noise, t)
         F = self.denoiser.output(x, t, told, self._hint(x, t, told, moved, source), moved)
         loss = self.criterion(F, prediction.target(x0, noise, t), t, correction, prediction)  # [B]
         return loss, {"loss_by_noise": by_noise(t, loss.detach())}

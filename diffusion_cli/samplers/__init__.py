@@ -2,6 +2,7 @@
 
 from diffusion_cli.samplers.adaptive import Adaptive as Adaptive
 from diffusion_cli.samplers.ancestral import Ancestral as Ancestral
+from diffusion_cli.samplers.ancestral import Leap as Leap
 from diffusion_cli.samplers.grids import Beta as Beta
 from diffusion_cli.samplers.grids import Exponential as Exponential
 from diffusion_cli.samplers.grids import Grid as Grid

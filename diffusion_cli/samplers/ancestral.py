@@ -10,11 +10,12 @@ ones (Luo et al. 2023, "LCM").
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from diffusion_cli.ranges import NonNegativeFloat
@@ -49,3 +50,15 @@ class Ancestral(Sampler):
         v = min(self.eta**2 * (s.sigma**2 if self.variance == "all" else posterior), s.sigma**2)
         fresh = self.eta**2 * added if self.variance == "large" and s.sigma > 0 else v
         return math.sqrt(s.sigma**2 - v), math.sqrt(fresh)
+
+
+@dataclass(frozen=True)
+class Leap(Ancestral):
+    """Of a network that leads from any time to any other: `eta` 0 goes from time to time of the grid along its path, `all` with
+    eta 1 to the picture and back by fresh noise. Any other denoiser is walked as by Ancestral."""
+
+    def goal(self, schedule: Schedule) -> Callable[[Tensor], Tensor]:
+        if self.eta > 0:
+            return torch.zeros_like
+        times = self.times(schedule)
+        return lambda t: times[times < t.cpu()][0].to(t)

@@ -61,6 +61,10 @@ class Sampler(ABC):
         """Where the walk begins: noise [B, C, H, W] of unit scale -> x at the grid's first time."""
         return float(schedule.sigma(self.times(schedule)[0])) * noise
 
+    def goal(self, schedule: Schedule) -> Callable[[Tensor], Tensor] | None:
+        """Which time a question at t [] is to lead to, for networks that are told two; None: t itself."""
+        return None
+
     def length(self, schedule: Schedule) -> int | None:
         """How many moves a walk makes; None where it finds out as it goes."""
         return len(self.times(schedule)) - 1
