@@ -48,7 +48,7 @@ def train(plan: Plan) -> dict[str, float]:
 def _train(plan: Plan, group: Group) -> dict[str, float]:
     began = time.perf_counter()
     node, root, settings = plan.node, plan.root, plan.trainer
-    compute = choose(group.me.device(root.device), root.precision, root.compile, say)
+    compute = choose(group.me.device(root.device), root.precision, root.compile, say, root.convolutions)
     dataset = build(node["dataset"], Dataset, "dataset", trust=root.trust)
     folder = Path(root.outputs) / str(root.name)
     stages = opened(node, folder, root.trust)
@@ -90,8 +90,7 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
             say(f"begins from {found.said}, {found.digest[:12]}")
             begin(objective, found, root.init_weights, facts)
         adapt(objective, node, root.trust)
-        if compute.compile:
-            objective.network.compile()
+        compute.prepare(objective.network)
         weights = sum(p.numel() for p in objective.network.parameters())
         shape = f"{facts['channels']} x {facts['image_size']} x {facts['image_size']}"
         trained = sum(p.numel() for p in objective.network.parameters() if p.requires_grad)

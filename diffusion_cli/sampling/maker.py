@@ -97,8 +97,7 @@ def maker_of(request: Request, found: Trained, compute: Compute) -> Maker:
         second.model.to(compute.device)
     if compute.device.type == "cpu":
         denoiser.to(memory_format=torch.channels_last)  # measured 1.1 to 1.3 times faster without gradients
-    if compute.compile:
-        denoiser.network.compile()
+    compute.prepare(denoiser.network)
     asked = {
         "checkpoint": found.digest,
         "step": found.step,
