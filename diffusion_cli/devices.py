@@ -35,8 +35,12 @@ class Compute:
         """Makes the network fast in the ways that were chosen; before it is copied, after its weights are what they are."""
         if self.compile:
             network.compile()
+        self.convolve(network)
+
+    def convolve(self, module: nn.Module) -> None:
+        """The same without compiling, which takes longer than a few calls."""
         if self.winograd:
-            faster(network)
+            faster(module)
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"

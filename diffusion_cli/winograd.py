@@ -61,7 +61,7 @@ def suits(conv: nn.Conv2d) -> bool:
 class WinogradConv2d(nn.Conv2d):
     """nn.Conv2d, by torch for what is not of its kind: tiny maps, other types, other devices, what is traced or transformed.
 
-    kept: without gradients, the weights that were transformed (storage and version) and what they became.
+    kept: of weights that do not learn meanwhile, these (their storage and version) and what they were transformed to.
     """
 
     kept: tuple[Tensor, int, Tensor] | None = None
@@ -70,9 +70,10 @@ class WinogradConv2d(nn.Conv2d):
         if not self.takes(x):
             return super().forward(x)
         x = x.contiguous(memory_format=torch.channels_last)
-        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
-            return _Convolve.apply(x, self.weight, self.bias)
-        return _convolve(x, self.transformed(), self.bias, self.out_channels)
+        if not torch.is_grad_enabled():
+            return _convolve(x, self.transformed(), self.bias, self.out_channels)
+        u = _transformed(self.weight.detach()) if self.weight.requires_grad else self.transformed()
+        return _Convolve.apply(x, self.weight, self.bias, u)
 
     def takes(self, x: Tensor) -> bool:
         """Whether the tiles cover at most twice the picture, and nothing but the numbers is asked for."""
@@ -94,27 +95,27 @@ class WinogradConv2d(nn.Conv2d):
 
 def _channels_last(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The layout in which the layers follow each other without a copy between them."""
-    x, *others = inputs
-    return x.contiguous(memory_format=torch.channels_last), *others
+    pictures = [isinstance(one, Tensor) and one.dim() == 4 for one in inputs]
+    return tuple(one.contiguous(memory_format=torch.channels_last) if is_one else one for one, is_one in zip(inputs, pictures))
 
 
 class _Convolve(torch.autograd.Function):
-    """x [N, C, H, W] channels_last, weight [K, C, 3, 3], bias [K] or None -> [N, K, H, W] channels_last."""
+    """x [N, C, H, W] channels_last, weight [K, C, 3, 3] and u of it, bias [K] or None -> [N, K, H, W] channels_last."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _convolve(x, _transformed(weight), bias, len(weight))
+        return _convolve(x, u, bias, len(weight))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         dy = dy.contiguous(memory_format=torch.channels_last)
-        of_x, of_weight, of_bias = ctx.needs_input_grad
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
         dx = _convolve(dy, _transformed(weight, turned=True), None, x.shape[1]) if of_x else None
         dw = _weights_gradient(x, dy) if of_weight else None
-        return dx, dw, dy.sum((0, 2, 3)) if of_bias else None
+        return dx, dw, dy.sum((0, 2, 3)) if of_bias else None, None
 
 
 # -- calls of the source ----------------------------------------------------------------------------------------------------
