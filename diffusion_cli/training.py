@@ -91,6 +91,7 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
             begin(objective, found, root.init_weights, facts)
         adapt(objective, node, root.trust)
         compute.prepare(objective.network)
+        compute.convolve(stages.codec)
         weights = sum(p.numel() for p in objective.network.parameters())
         shape = f"{facts['channels']} x {facts['image_size']} x {facts['image_size']}"
         trained = sum(p.numel() for p in objective.network.parameters() if p.requires_grad)

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -167,7 +168,7 @@ def library() -> ctypes.CDLL:
     key = hashlib.sha256(repr((SOURCE.read_bytes(), FLAGS[capability], torch.__version__)).encode()).hexdigest()[:16]
     path = cache_home() / "winograd" / f"{key}.so"
     try:
-        found = ctypes.CDLL(str(path)) if path.exists() else _compiled(path, FLAGS[capability])
+        found = ctypes.CDLL(str(path)) if _ours(path) else _compiled(path, FLAGS[capability])
     except OSError as error:  # another machine's, or torch's threads are not of the kind that the compiler counts on
         raise Unavailable(f"{path} cannot be loaded ({error})") from None
     pointer, size, count = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
@@ -177,6 +178,15 @@ def library() -> ctypes.CDLL:
     for function in (found.winograd_weights, found.winograd_convolve, found.winograd_weights_gradient):
         function.restype = None
     return found
+
+
+def _ours(path: Path) -> bool:
+    """Whether it is there and nobody else wrote it: it is code, and a cache may be shared."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return False
+    return facts.st_uid == os.getuid() and not facts.st_mode & stat.S_IWOTH
 
 
 def _compiled(path: Path, flags: tuple[str, ...]) -> ctypes.CDLL:

@@ -151,7 +151,7 @@ def peers_network(node: Mapping[str, Any]) -> Any:
 
 
 class Pair:
-    """Our objective and diffusers' network of the same shape, with the same weights; `plain`: ours with torch's convolutions."""
+    """Our objective and diffusers' network of the same shape, with the same weights; plain: ours with torch's convolutions."""
 
     def __init__(self, work: Workload, compute: Any, compile_peer: bool):
         import torch

@@ -1,4 +1,4 @@
-"""Winograd's convolutions give what torch's give, to rounding; with the same bits whatever the threads, the batch and the layout."""
+"""Winograd's convolutions give what torch's give, to rounding; the same bits whatever the threads, the batch and the layout."""
 
 import copy
 import os
@@ -234,7 +234,7 @@ def test_the_word(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
 
     assert chosen("auto", "auto", "auto") and chosen("fp32", False, "winograd")
     assert not chosen("fp32", False, "torch") and not chosen("fp32", True, "auto")
-    with pytest.raises(ConfigError, match="convolutions=winograd .* compile=false"):
+    with pytest.raises(ConfigError, match=r"convolutions=winograd .* compile=false"):
         chosen("fp32", True, "winograd")
     monkeypatch.setattr("diffusion_cli.devices._cpu_has_bf16", lambda: True)
     assert not chosen("bf16", False, "auto") and not capsys.readouterr().out
@@ -313,6 +313,17 @@ def test_a_file_that_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     place.write_bytes(b"no library")
     faster(nn.Conv2d(32, 32, 3, padding=1))
     assert f"{place} cannot be loaded" in capfd.readouterr().out
+
+
+def test_what_somebody_else_wrote_is_not_run(monkeypatch: pytest.MonkeyPatch, compiled: Path) -> None:
+    (there,) = compiled.iterdir()
+    assert winograd._ours(there) and not winograd._ours(there.with_name("missing"))
+    monkeypatch.setattr(winograd.os, "getuid", lambda: there.stat().st_uid + 1)
+    assert not winograd._ours(there)
+    monkeypatch.undo()
+    there.chmod(0o666)
+    assert not winograd._ours(there)
+    there.chmod(0o644)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
