@@ -1,4 +1,5 @@
-"""Where and in which precision the numbers are computed: the words `device`, `precision` and `compile` become facts here."""
+"""Where and in which precision the numbers are computed: the words `device`, `precision`, `compile` and `convolutions`
+become facts here."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -6,17 +7,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.winograd import faster
 
 
 @dataclass(frozen=True)
 class Compute:
-    """device; autocast: the type of matrix products, None for plain float32; compile: whether networks are compiled."""
+    """device; autocast: the type of matrix products, None for plain float32; compile: whether networks are compiled; winograd:
+    whether their convolutions are winograd.py's, where these suit them."""
 
     device: torch.device
     autocast: torch.dtype | None
     compile: bool
+    winograd: bool = False
 
     def precision(self) -> AbstractContextManager[object]:
         """The context in which the network runs."""
@@ -25,6 +30,17 @@ class Compute:
     @property
     def scales_loss(self) -> bool:
         return self.autocast is torch.float16
+
+    def prepare(self, network: nn.Module) -> None:
+        """Makes the network fast in the ways that were chosen; before it is copied, after its weights are what they are."""
+        if self.compile:
+            network.compile()
+        self.convolve(network)
+
+    def convolve(self, module: nn.Module) -> None:
+        """The same without compiling, which takes longer than a few calls."""
+        if self.winograd:
+            faster(module)
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
@@ -35,8 +51,11 @@ class Compute:
 _TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose(device: str, precision: str, compile: bool | Literal["auto"], say: Callable[[str], None]) -> Compute:
-    """auto: a GPU if there is one, in bf16 and compiled; else the CPU in float32, not compiled. Raises ConfigError."""
+def choose(
+    device: str, precision: str, compile: bool | Literal["auto"], say: Callable[[str], None], convolutions: str = "torch"
+) -> Compute:
+    """auto: a GPU if there is one, in bf16 and compiled; else the CPU in float32, not compiled, with Winograd's convolutions.
+    Raises ConfigError."""
     found = _device(device)
     on_gpu = found.type == "cuda"
     if on_gpu:
@@ -48,7 +67,13 @@ def choose(device: str, precision: str, compile: bool | Literal["auto"], say: Ca
     if kind is not None and found.type == "cpu" and not (kind is torch.bfloat16 and _cpu_has_bf16()):
         say(f"precision={precision}: this CPU has no such arithmetic and would be several times slower, so fp32 is used")
         kind = None
-    return Compute(found, kind, on_gpu if compile == "auto" else compile)
+    compiled = on_gpu if compile == "auto" else compile
+    if convolutions == "winograd" and compiled:
+        raise ConfigError("convolutions=winograd are not compiled with the network: choose compile=false, or convolutions=auto")
+    winograd = convolutions != "torch" and found.type == "cpu" and kind is None and not compiled
+    if convolutions == "winograd" and not winograd:
+        say("convolutions=winograd are for a CPU and fp32, so torch's are used")
+    return Compute(found, kind, compiled, winograd)
 
 
 def _device(word: str) -> torch.device:

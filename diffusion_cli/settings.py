@@ -66,6 +66,7 @@ class Train:
     seed: NonNegativeInt
     device: str
     compile: bool | Literal["auto"]
+    convolutions: Literal["auto", "torch", "winograd"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     recompute: bool
     profile: bool
@@ -105,6 +106,7 @@ class Sample:
     shard: PositiveInt
     device: str
     compile: bool | Literal["auto"]
+    convolutions: Literal["auto", "torch", "winograd"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     trust: tuple[str, ...]
 
@@ -139,6 +141,7 @@ class Evaluate:
     out: str | None
     device: str
     compile: bool | Literal["auto"]
+    convolutions: Literal["auto", "torch", "winograd"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     trust: tuple[str, ...]
 
@@ -181,7 +184,8 @@ class Measurement:
             ckpt=root.ckpt, n=1, seed=root.seed, batch=root.batch, out=None, label=None,
             prompt=None, prompts=None, negative=None, init=None, strength=None, vary=None,
             between=None, weights=root.weights, trajectory=False, animation="gif", snapshots=(), nearest=0, data=root.data,
-            format="png", shard=1, device=root.device, compile=root.compile, precision=root.precision, trust=root.trust,
+            format="png", shard=1, device=root.device, compile=root.compile,
+            convolutions=root.convolutions, precision=root.precision, trust=root.trust,
         )  # fmt: skip
         return Request(sample, self.sampler, self.guidance, None)
 
@@ -218,7 +222,7 @@ class Plan:
 
 # what may change between two launches of the same run; all else is frozen
 _FREE = re.compile(
-    r"name|device|compile|precision|recompute|profile|resume|preview|outputs|trust|(distributed|sampler|guidance)\b.*"
+    r"name|device|compile|convolutions|precision|recompute|profile|resume|preview|outputs|trust|(distributed|sampler|guidance)\b.*"
     r"|objective\.(cache|method\.teacher)"
     r"|dataset\.(path|workers|memory)|features\b.*"
     r"|trainer\.(steps|images|minutes|keep|preview|evaluate|metrics|metrics_n|best|patience|\w+_every)"

@@ -50,7 +50,7 @@ def train(plan: Plan) -> dict[str, float]:
 def _train(plan: Plan, group: Group) -> dict[str, float]:
     began = time.perf_counter()
     node, root, settings = plan.node, plan.root, plan.trainer
-    compute = choose(group.me.device(root.device), root.precision, root.compile, say)
+    compute = choose(group.me.device(root.device), root.precision, root.compile, say, root.convolutions)
     dataset = build(node["dataset"], Dataset, "dataset", trust=root.trust)
     folder = Path(root.outputs) / str(root.name)
     stages = opened(node, folder, root.trust)
@@ -94,8 +94,8 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
         adapt(objective, node, root.trust)
         if root.recompute:
             recompute(objective.network)
-        if compute.compile:
-            objective.network.compile()
+        compute.prepare(objective.network)
+        compute.convolve(stages.codec)
         weights = sum(p.numel() for p in objective.network.parameters())
         shape = f"{facts['channels']} x {facts['image_size']} x {facts['image_size']}"
         trained = sum(p.numel() for p in objective.network.parameters() if p.requires_grad)

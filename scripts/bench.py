@@ -6,6 +6,8 @@
     training   images/s of whole updates: forward, backward, clipping, AdamW, EMA; here with data and noise counted in
     sampling   images/s of 50 DDIM steps, measured in fewer (the cost is linear in them), with the same weights
 
+Where ours has convolutions of its own (convolutions=winograd, on a CPU), both also beside ours with torch's.
+
 diffusers is run as its unconditional example script runs it: UNet2DModel of the same shape, its DDPM noising, torch's
 AdamW as it comes, EMAModel, and DDIMPipeline. Its data loader and accelerate are left out, in its favour.
 
@@ -108,7 +110,7 @@ class Workload:
 
 
 WORKLOADS = {
-    "cpu": (Workload("unet_small", 32, 16, 10), Workload("unet", 8, 4, 5)),
+    "cpu": (Workload("unet_small", 32, 16, 10), Workload("unet", 16, 16, 5)),
     "cuda": (Workload("unet_small", 512, 512, 50), Workload("unet", 128, 128, 50)),
 }
 
@@ -149,7 +151,7 @@ def peers_network(node: Mapping[str, Any]) -> Any:
 
 
 class Pair:
-    """Our objective and diffusers' network of the same shape, with the same weights."""
+    """Our objective and diffusers' network of the same shape, with the same weights; plain: ours with torch's convolutions."""
 
     def __init__(self, work: Workload, compute: Any, compile_peer: bool):
         import torch
@@ -161,13 +163,13 @@ class Pair:
         self.work, self.compute, self.plan = work, compute, plan_of(work)
         self.theirs = peers_network(self.plan.node["model"]).to(compute.device)
         facts = Facts(channels=3, image_size=32, classes=[], taught=[], fingerprint="")
-        self.objective = objective_of(self.plan.node, facts).to(compute.device)
+        self.objective, self.plain = (objective_of(self.plan.node, facts).to(compute.device) for _ in range(2))
         self.network = self.objective.network
-        self.network.load_state_dict({renamed(key): value for key, value in self.theirs.state_dict().items()})
-        self.difference = self._difference()
+        for objective in (self.objective, self.plain):
+            objective.network.load_state_dict({renamed(key): value for key, value in self.theirs.state_dict().items()})
         self.weights = sum(p.numel() for p in self.network.parameters())
-        if compute.compile:
-            self.network.compile()
+        compute.prepare(self.network)
+        self.difference = self._difference()
         if compile_peer:
             self.theirs.compile()
 
@@ -181,7 +183,7 @@ class Pair:
             ours, theirs = self.network(x, time), self.theirs(x, time).sample
         return float((ours - theirs).abs().max() / theirs.abs().max())
 
-    def our_training(self) -> Callable[[], object]:
+    def our_training(self, objective: Any) -> Callable[[], object]:
         import torch
 
         from diffusion_cli.build import build
@@ -194,7 +196,7 @@ class Pair:
         batches = Batches(Pictures(images), self.work.train, 0, flip=True, device=self.compute.device)
         recipe, average = build(node["optimizer"], Optimizer, "optimizer"), build(node["ema"], EMA, "ema")
         # no folder of a run and no config to save: only its step is called
-        trainer = Trainer(self.objective, batches, None, recipe, average, None, self.plan.trainer, self.compute, 0, {})  # type: ignore[arg-type]
+        trainer = Trainer(objective, batches, None, recipe, average, None, self.plan.trainer, self.compute, 0, {})  # type: ignore[arg-type]
         endless = batches.starting_at(0)
         return lambda: trainer.step(next(endless))
 
@@ -234,7 +236,7 @@ class Pair:
 
         return step
 
-    def our_sampling(self) -> Callable[[], object]:
+    def our_sampling(self, objective: Any) -> Callable[[], object]:
         """What diffusion-sample does with a batch, as far as the uint8 pictures."""
         from dataclasses import replace
 
@@ -245,7 +247,7 @@ class Pair:
         from diffusion_cli.samplers import last
         from diffusion_cli.walking import walk
 
-        sampler, denoiser = replace(self.objective.sampler, steps=self.work.steps), self.objective.denoiser.eval()
+        sampler, denoiser = replace(objective.sampler, steps=self.work.steps), objective.denoiser.eval()
         if self.compute.device.type == "cpu":
             denoiser.to(memory_format=torch.channels_last)
         source = Source(0, torch.arange(self.work.sample, device=self.compute.device))
@@ -297,14 +299,17 @@ def contest(work: Workload, options: argparse.Namespace, compute: Any) -> list[d
     for kind, batch in (("training", work.train), ("sampling", work.sample)):
         pair = Pair(work, compute, options.compile_peer)
         part = batch * work.steps / DDIM_STEPS if kind == "sampling" else batch
-        calls = (
-            (pair.our_training(), pair.peers_training()) if kind == "training" else (pair.our_sampling(), pair.peers_sampling())
+        ours, peers = (
+            (pair.our_training, pair.peers_training) if kind == "training" else (pair.our_sampling, pair.peers_sampling)
         )
+        calls = {"ours": ours(pair.objective), "diffusers, compiled" if options.compile_peer else "diffusers": peers()}
+        if compute.winograd:
+            calls["ours, torch's convolutions"] = ours(pair.plain)
         what = f"{kind}, {work.model} ({pair.weights / 1e6:.1f}M), batch {batch}" + (", DDIM 50" if kind == "sampling" else "")
         say(f"{what}: largest relative difference of the two networks' answers {pair.difference:.1e}")
-        name = "diffusers, compiled" if options.compile_peer else "diffusers"
-        ours, peer = (repeated(n, c, part, options.seconds, wait) for n, c in zip(("ours", name), calls))
-        rows.append(compare(what, "images/s", ours, peer, take_turns([ours, peer], options.rounds, 3 * options.rounds)))
+        first, *others = everyone = [repeated(name, call, part, options.seconds, wait) for name, call in calls.items()]
+        samples = take_turns(everyone, options.rounds, 3 * options.rounds)
+        rows += [compare(what, "images/s", first, other, samples) for other in others]
     return rows
 
 
@@ -343,6 +348,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--compile", default="auto", choices=("auto", "true", "false"), help="our network (auto: on a GPU)")
     parser.add_argument(
+        "--convolutions", default="auto", choices=("auto", "torch", "winograd"), help="of our network (auto: winograd on a CPU)"
+    )
+    parser.add_argument(
         "--compile-peer", action="store_true", help="compile diffusers' network as well, which its script does not"
     )
     options = parser.parse_args(words)
@@ -369,7 +377,8 @@ def main() -> None:
     mend_torchvision()
     from diffusion_cli.devices import choose
 
-    compute = choose(options.device, options.precision, {"true": True, "false": False}.get(options.compile, "auto"), say)
+    compile = {"true": True, "false": False}.get(options.compile, "auto")
+    compute = choose(options.device, options.precision, compile, say, options.convolutions)
     for work in WORKLOADS["cuda" if compute.device.type == "cuda" else "cpu"]:
         if wanted(work.model):
             rows += contest(work, options, compute)

@@ -176,10 +176,10 @@ def test_both_networks_of_a_contest_are_the_same() -> None:
     assert pair.difference < 1e-5
     assert pair.weights == sum(p.numel() for p in pair.theirs.parameters())
     before = [p.clone() for p in pair.network.parameters()]
-    pair.our_training()()
+    pair.our_training(pair.objective)()
     assert any(not torch.equal(a, b) for a, b in zip(before, pair.network.parameters()))
     pair.peers_training()()
-    pair.our_sampling()()
+    pair.our_sampling(pair.plain)()
     pair.peers_sampling()()
 
 

@@ -55,6 +55,7 @@ class Part:
 def of_pictures(found: Trained, dataset: Dataset, settings: Evaluate, compute: Compute) -> Part:
     """Raises UserError for what cannot be measured."""
     denoiser = load_denoiser(found, settings.weights, settings.trust).to(compute.device)
+    compute.convolve(denoiser.network)
     stages = stages_of(found, settings.trust).to(compute.device)
     if not stages.codec.bounded and {"bits", "bound"} & set(settings.metrics):
         raise ConfigError("metrics: bits and bound are of pixels, and this network works in latents: ask for [denoising]")
@@ -116,6 +117,7 @@ def of_reconstructions(found: Trained, dataset: Dataset, wanted: Measurement, me
     """Of an autoencoder: each picture beside what comes back of it, and all beside all. Raises UserError."""
     settings, facts = wanted.root, found.config["facts"]
     codec = load_codec(found, settings.weights, settings.trust).to(compute.device)
+    compute.convolve(codec)
     if wrong := [metric for metric in settings.metrics if metric not in ("reconstruction", *metrics)]:
         raise ConfigError(f"metrics={','.join(wrong)}: of a denoiser, and this is an autoencoder: ask for [reconstruction,fid]")
     look = look_of(wanted.features, metrics, facts, compute.device, settings.trust)

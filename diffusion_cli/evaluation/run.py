@@ -32,7 +32,7 @@ from diffusion_cli.signals import listening
 def evaluate(wanted: Measurement) -> Path:
     """Measures what the settings ask for, prints it and returns the file that keeps it. Raises UserError, Stopped."""
     began, settings, me = time.perf_counter(), wanted.root, process()
-    compute = choose(me.device(settings.device), settings.precision, settings.compile, say)
+    compute = choose(me.device(settings.device), settings.precision, settings.compile, say, settings.convolutions)
     found = find(settings.ckpt)
     dataset = dataset_of(found, settings.data, settings.trust)
     ours = [metric for metric in settings.metrics if metric in OF_SAMPLES]

@@ -31,7 +31,7 @@ SHOWN = 256  # pictures of the grid
 def sample(request: Request) -> Path:
     """Writes the pictures that the request asks for and returns their folder. Raises UserError; Stopped after a signal."""
     settings, me = request.root, process()
-    compute = choose(me.device(settings.device), settings.precision, settings.compile, say)
+    compute = choose(me.device(settings.device), settings.precision, settings.compile, say, settings.convolutions)
     found = find(settings.ckpt)
     maker = maker_of(request, found, compute)
     check_prompts(settings, maker)
