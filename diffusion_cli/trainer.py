@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_cli import checkpoint, ema, storage
@@ -259,7 +259,7 @@ class Trainer:
         return {name: values[name] for name in ("train/loss", "speed/images_per_second") if name in values}
 
     def make_up(self, stop: StopRequest, average: Objective) -> dict[str, float]:
-        """Makes what is owed of the average and returns its figures. A signal breaks it off, and what is left is owed to the next attempt.
+        """Makes what is owed and returns its figures. A signal breaks it off, and what is left is owed to the next attempt.
         Of several processes the first one does."""
         if not self.group.me.first:
             self.progress.owed.clear()
@@ -368,7 +368,8 @@ class Trainer:
         for name, parameter in self.objective.named_parameters():
             state = {key.rpartition("/")[2]: value for key, value in saved.items() if key.rpartition("/")[0] == name}
             if state:
-                self.optimizer.state[parameter] = {k: self.group.own(v.to(self.compute.device), parameter) for k, v in state.items()}
+                here = {key: self.group.own(value.to(self.compute.device), parameter) for key, value in state.items()}
+                self.optimizer.state[parameter] = here
         sums = start.tensors("trainer")
         self.progress.tallies.clear()
         for name in dict.fromkeys(key.rpartition("/")[0] for key in sums):
