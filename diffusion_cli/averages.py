@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_cli import checkpoint
 from diffusion_cli.checkpoint import Checkpoint, Damaged
@@ -29,10 +29,10 @@ FOLDER = "averages"
 FAR = 0.1  # largest distance of the weights that are found from those that are wanted, as a share of the norm of these
 
 
-def snapshot(run: Path, step: int, averages: Mapping[str, nn.Module], config: Mapping[str, Any]) -> None:
+def snapshot(run: Path, step: int, averages: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any]) -> None:
     """Writes that of step `step`; one of an earlier attempt goes. Raises StorageError."""
     checkpoint.sweep(run / FOLDER)
-    halves = {name: _half(module.state_dict()) for name, module in averages.items()}
+    halves = {name: _half(tensors) for name, tensors in averages.items()}
     checkpoint.save(run / FOLDER, step, halves, config, {"step": step})
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_cli import settings
-from diffusion_cli.distributed import process
+from diffusion_cli.distributed import misfits
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.evaluation import words
 from diffusion_cli.options import CONFIGS as CONFIGS
@@ -48,7 +48,7 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sampler": ("diffusion_cli.samplers.Sampler", ()),
     "guidance": ("diffusion_cli.guidance.Guidance", ()),
     "objective": ("diffusion_cli.objectives.Objective", PARTS),
-    "distributed": ("diffusion_cli.group.DDP", ()),
+    "distributed": ("diffusion_cli.group.Distributed", ()),
 }
 FEATURES = "diffusion_cli.features.Features"
 STAGES = dict.fromkeys(("codec", "texts", "perceptual"), "diffusion_cli.stages.Stage")
@@ -340,13 +340,7 @@ def _pairs(node: Mapping[str, Any]) -> list[str]:
         wrong.append(
             f"trainer.batch is {trainer['batch']} and trainer.accumulate {trainer['accumulate']}: the batch must be a multiple"
         )
-    several = node["distributed"]["processes"]
-    if several and process().world not in (1, several):
-        wrong.append(f"distributed.processes is {several}, and there are {process().world} already (WORLD_SIZE): leave it out")
-    world, parts = max(process().world, several or 1), trainer["accumulate"]
-    if world > 1 and trainer["batch"] % (world * parts):
-        each = f" in {parts} parts each" if parts > 1 else ""
-        wrong.append(f"trainer.batch is {trainer['batch']}: {world} processes{each} share it equally, so it must be a multiple")
+    wrong += misfits(node)
     needs_signal = (
         "diffusion_cli.predictions._NeedsSignal" in target_of(node["prediction"], "prediction", node["trust"]).lineage
     )

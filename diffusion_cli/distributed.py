@@ -4,7 +4,9 @@ RANK 0 .. WORLD_SIZE - 1, and LOCAL_RANK among those of the same machine
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from diffusion_cli.errors import ConfigError
 
@@ -41,3 +43,30 @@ def process() -> Process:
             f"{said} in the environment: RANK must be a number below WORLD_SIZE; torchrun sets both, or unset them"
         )
     return Process(int(words["RANK"]), int(words["WORLD_SIZE"]), int(words["LOCAL_RANK"]))
+
+
+# objectives whose weights are asked by their loss and changed by the optimizer alone
+_SHARDED = ("diffusion_cli.objectives.Denoising", "diffusion_cli.objectives.Classifying")
+
+
+def misfits(node: Mapping[str, Any]) -> list[str]:
+    """What a training run's config asks for and so many processes cannot do."""
+    wrong, several, here = [], node["distributed"]["processes"], process().world
+    if several and here not in (1, several):
+        wrong.append(f"distributed.processes is {several}, and there are {here} already (WORLD_SIZE): leave it out")
+    batch, parts = node["trainer"]["batch"], node["trainer"]["accumulate"]
+    world = max(here, several or 1)
+    if world > 1 and batch % (world * parts):
+        each = f" in {parts} parts each" if parts > 1 else ""
+        wrong.append(f"trainer.batch is {batch}: {world} processes{each} share it equally, so it must be a multiple")
+    if node["distributed"]["_target_"] != "diffusion_cli.sharding.FSDP":
+        return wrong
+    ddp = "choose distributed=ddp"
+    if world == 1:
+        wrong.append(f"distributed=fsdp, and one process: give distributed.processes=2 or more, or use torchrun, or {ddp}")
+    if node["precision"] == "fp16":
+        wrong.append(f"distributed=fsdp with precision=fp16: its scale is sought on every process alone; take bf16, or {ddp}")
+    if node["objective"]["_target_"] not in _SHARDED:
+        name = node["objective"]["_target_"].rpartition(".")[2].lower()
+        wrong.append(f"distributed=fsdp shards objective=denoising and classifying, and this is {name}: {ddp}")
+    return wrong

@@ -18,7 +18,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -44,23 +45,34 @@ _BROKEN = re.compile(r"gloo|nccl|connection|peer|timed out|broken pipe|store", r
 
 
 @dataclass(frozen=True)
-class DDP:
+class Distributed(ABC):
     """processes: that the command starts on this machine; None: those that are there; patience: seconds."""
 
     processes: PositiveInt | None
     patience: PositiveFloat
 
+    @abstractmethod
+    def several(self, me: Process) -> "Several":
+        """This process among the others."""
+
     @contextmanager
     def joined(self) -> Iterator["Group"]:
         """The group of all processes for as long as the block runs. What ends the block early ends all of them."""
         me = process()
-        group = Group(me) if me.world == 1 else Several(me, self.patience)
+        group = Group(me) if me.world == 1 else self.several(me)
         try:
             yield group
         except BaseException as error:
             group.broken(error)
             raise
         group.part()
+
+
+class DDP(Distributed):
+    """All that is trained is on every process."""
+
+    def several(self, me: Process) -> "Several":
+        return Several(me, self.patience)
 
 
 class Group:
@@ -88,9 +100,15 @@ class Group:
         """The first process runs the block, then the others: what it fetched or made they find there."""
         yield
 
-    def share(self, objective: Objective) -> None:
-        """From now on these gradients are those of all."""
-        self.objective: nn.Module = _Loss(objective)
+    def share(self, objective: Objective, averages: Sequence[Objective], device: torch.device) -> None:
+        """All go to the device. From now on these gradients are those of all."""
+        self.objective: nn.Module = Loss(objective.to(device))
+        for average in averages:
+            average.to(device)
+
+    def compile(self, network: nn.Module) -> None:
+        """Before it is shared."""
+        network.compile()
 
     def loss(self, batch: Batch, source: Source) -> tuple[Tensor, dict[str, Tally]]:
         """As the objective's; its gradients will be averaged over the processes, but for those within `apart`."""
@@ -108,6 +126,27 @@ class Group:
         """Sums over all processes."""
         return tensors
 
+    def norm(self, tensors: list[Tensor]) -> Tensor:
+        """[] of all of them as one vector."""
+        return nn.utils.get_total_norm(tensors)
+
+    def clip(self, weights: list[nn.Parameter], largest: float) -> Tensor:
+        """Shortens the gradient to that norm; the norm [] that it had."""
+        return nn.utils.clip_grad_norm_(weights, largest)
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Of what the processes hold parts of: for the first one, none for the others."""
+        return tensors
+
+    def own(self, tensor: Tensor, like: Tensor | None) -> Tensor:
+        """What this process holds of a whole tensor, as it does of `like`."""
+        return tensor
+
+    @contextmanager
+    def judged(self, average: Objective, wanted: bool) -> Iterator[Objective]:
+        """The average as the first process can ask it, where all want that."""
+        yield average
+
     def part(self) -> None:
         """The end that all come to: from here each goes on alone."""
 
@@ -115,8 +154,8 @@ class Group:
         """The end that this process came to, of which the others learn. May not come back."""
 
 
-class _Loss(nn.Module):
-    """loss() as forward(), around which DDP is built."""
+class Loss(nn.Module):
+    """loss() as forward(), around which processes work together."""
 
     def __init__(self, objective: Objective):
         super().__init__()
@@ -191,8 +230,8 @@ class Several(Group):
 
     # -- gradients -----------------------------------------------------------------------------------------------------
 
-    def share(self, objective: Objective) -> None:
-        super().share(objective)
+    def share(self, objective: Objective, averages: Sequence[Objective], device: torch.device) -> None:
+        super().share(objective, averages, device)
         for tensor in objective.state_dict().values():
             dist.broadcast(tensor, 0)
 

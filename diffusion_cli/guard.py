@@ -27,13 +27,19 @@ class Diverged(Exception):
 
 
 class Guard:
-    """weights: what is trained; undo: puts back what a loss changed besides gradients.
+    """weights: what is trained; undo: puts back what a loss changed besides gradients; norm: of tensors as one vector.
 
     skipped: steps so far; suspects: the pictures of those in a row that were skipped just now, by step.
     """
 
-    def __init__(self, weights: Sequence[Tensor], scaler: torch.amp.GradScaler, undo: Callable[[], None]):
-        self.weights, self.scaler, self.undo = weights, scaler, undo
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        scaler: torch.amp.GradScaler,
+        undo: Callable[[], None],
+        norm: Callable[[list[Tensor]], Tensor] = nn.utils.get_total_norm,
+    ):
+        self.weights, self.scaler, self.undo, self.norm = list(weights), scaler, undo, norm
         self.skipped = 0
         self.suspects: dict[int, list[int]] = {}
         self.recent: deque[float] = deque(maxlen=WINDOW)
@@ -59,7 +65,7 @@ class Guard:
         return False
 
     def _norm(self) -> Tensor:
-        return nn.utils.get_total_norm(self.weights).float()
+        return self.norm(self.weights).float()
 
     @property
     def pictures(self) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.ranges import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Rate
@@ -77,6 +77,12 @@ class Optimizer(ABC):
     @abstractmethod
     def rate(self, step: int, total: int) -> float:
         """The learning rate of step 0, 1 ... of `total`."""
+
+
+def state_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """What it remembers of each weight, by NAME/WHAT."""
+    state = {name: optimizer.state.get(weight, {}) for name, weight in module.named_parameters()}
+    return {f"{name}/{key}": value for name, found in state.items() for key, value in found.items()}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """What a run counts, beside its weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from diffusion_cli.objectives import Tally
@@ -31,3 +32,12 @@ class Progress:
         for tally in self.tallies.values():
             for tensor in tally:
                 tensor.zero_()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums, for a checkpoint."""
+        return {f"{name}/{part}": value for name, tally in self.tallies.items() for part, value in tally._asdict().items()}
+
+    def load(self, sums: Mapping[str, Tensor], device: torch.device) -> None:
+        """Those of a checkpoint instead."""
+        names = dict.fromkeys(key.rpartition("/")[0] for key in sums)
+        self.tallies = {name: Tally(*(sums[f"{name}/{part}"].to(device) for part in Tally._fields)) for name in names}

@@ -16,16 +16,19 @@ from diffusion_cli.errors import ConfigError
 
 
 def recompute(network: nn.Module) -> None:
-    """Every block, which is a member of a list and has parts, but no block among them. Names of weights stay; a copy of the
-    network does the same. ConfigError: a network without blocks.
-    """
+    """Every block. Names of weights stay; a copy of the network does the same. ConfigError: a network without blocks."""
+    found = blocks(network)
+    if not found:
+        raise ConfigError(f"recompute=true: {type(network).__name__} has no blocks whose insides could be computed again")
+    for block in found:
+        block.__class__ = _again(cast(Any, type(block)))
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """Members of lists that have parts, but no block among them."""
     lists = [part for part in network.modules() if isinstance(part, nn.ModuleList)]
     outer = [block for members in lists for block in members if any(True for _ in block.children())]
-    blocks = [block for block in outer if not any(part in outer for part in block.modules() if part is not block)]
-    if not blocks:
-        raise ConfigError(f"recompute=true: {type(network).__name__} has no blocks whose insides could be computed again")
-    for block in blocks:
-        block.__class__ = _again(cast(Any, type(block)))
+    return [block for block in outer if not any(part in outer for part in block.modules() if part is not block)]
 
 
 @cache

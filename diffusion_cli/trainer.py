@@ -14,20 +14,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_cli import averages, checkpoint, ema, storage
 from diffusion_cli.best import Best
 from diffusion_cli.checkpoint import Checkpoint
-from diffusion_cli.collectives import gathered
+from diffusion_cli.collectives import gathered, local
 from diffusion_cli.data import Batch, Batches, Pictures
 from diffusion_cli.devices import Compute
 from diffusion_cli.errors import ConfigError, NumericError, Stopped, StorageError, advising_on_memory
 from diffusion_cli.group import Group
 from diffusion_cli.guard import Diverged, Guard
 from diffusion_cli.objectives import Objective, Tally
-from diffusion_cli.optimizers import Optimizer
+from diffusion_cli.optimizers import Optimizer, state_of
 from diffusion_cli.parts import Parts
 from diffusion_cli.progress import Progress
 from diffusion_cli.randomness import Source, word_of
@@ -58,12 +58,12 @@ class Trainer:
         group: Group | None = None,
     ):
         self.group = group or Group()
-        self.objective = objective.to(compute.device)
+        self.objective = objective
         self.shadow = copy.deepcopy(self.objective).eval().requires_grad_(False)  # the average: never swapped into the other
         self.second = None if average.second is None else copy.deepcopy(self.shadow)
+        self.group.share(self.objective, list(self.averages().values()), compute.device)
         # after the copies, which are asked about pictures that they are given
         self.objective.meet(batches.pictures, compute.device, batches.flip)
-        self.group.share(self.objective)
         self.batches, self.held_out, self.run, self.settings = batches, held_out, run, settings
         self.compute, self.seed, self.config = compute, seed, config
         self.recipe, self.average, self.measure = optimizer, average, measure
@@ -73,7 +73,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.scales_loss)
         own = len(batches.slots)  # pictures of a batch that this process works off
         self.parts = Parts(self.objective, settings.accumulate, own, self.objective.coupled, self.group.lacking)
-        self.guard = Guard(self.parameters, self.scaler, self.parts.undo)
+        self.guard = Guard(self.parameters, self.scaler, self.parts.undo, self.group.norm)
         self.progress = Progress()
         self.source = Source(seed, batches.slots.to(compute.device))
         self.reported: tuple[int, float] = (0, 0.0)  # step and seconds at the last report
@@ -112,18 +112,23 @@ class Trainer:
                     if fresh:
                         due = {"evaluate": settings.evaluate_every, "watch": settings.metrics_every}
                         progress.owed += [name for name, every in due.items() if done or _due(step, every)]
-                    found = self.make_up(stop)
-                    figures |= found
-                    better = self.best.hear(step, found)
-                    done = done or self.best.given_up(settings.patience)
-                    if fresh and (done or _due(step, settings.preview_every)):
-                        progress.owed.append("preview")
-                    self.make_up(stop)
+                    drawn = fresh and (done or _due(step, settings.preview_every))
+                    with self.group.judged(self.shadow, drawn or bool(progress.owed)) as average:
+                        found = self.make_up(stop, average)
+                        figures |= found
+                        better = self.best.hear(step, found)
+                        given_up = self.best.given_up(settings.patience)
+                        done = done or given_up
+                        if drawn or (fresh and given_up):
+                            progress.owed.append("preview")
+                        self.make_up(stop, average)
                     words = self.group.decide(stop.number, done, better, bool(progress.owed))
                     stop.number, (done, better, left) = words[0], map(bool, words[1:])
                     calm = not self.guard.suspects  # a checkpoint to go back to is none of a row of skipped steps
-                    if fresh and self.group.me.first and _due(step, self.average.snapshots):
-                        averages.snapshot(run.folder, step, self.averages(), self.config)
+                    if fresh and _due(step, self.average.snapshots):
+                        wholes = {name: self.group.whole(module.state_dict()) for name, module in self.averages().items()}
+                        if self.group.me.first:
+                            averages.snapshot(run.folder, step, wholes, self.config)
                     if fresh and (done or stop.number or better or (calm and _due(step, settings.save_every))):
                         self.save()
                     elif better and self.group.me.first:  # what was owed at `first`, whose checkpoint is there
@@ -149,12 +154,13 @@ class Trainer:
     def check_best(self, measured: list[str]) -> None:
         """ConfigError, before any step, where the best figure is none that this run has. measured: those of samples."""
         wanted = self.settings.best
-        if wanted is None or wanted.removeprefix("evaluate/") in measured:
-            return
-        pictures, where = self._judges()
-        source = Source(0, torch.arange(1, device=self.compute.device))
-        with self.compute.precision():
-            names = [f"{where}/{name}" for name in self.shadow.evaluate(pictures, source, 1)]
+        with self.group.judged(self.shadow, wanted is not None) as average:
+            if wanted is None or not self.group.me.first or wanted.removeprefix("evaluate/") in measured:
+                return
+            pictures, where = self._judges()
+            source = Source(0, torch.arange(1, device=self.compute.device))
+            with self.compute.precision():
+                names = [f"{where}/{name}" for name in average.evaluate(pictures, source, 1)]
         there = [name for name in names if name.count("/") == 1] + [f"evaluate/{name}" for name in measured]
         if wanted not in there:
             raise ConfigError(f"trainer.best is {wanted}: this run has {', '.join(there)}")
@@ -172,7 +178,7 @@ class Trainer:
         losses, tallies = self.parts.work(lambda parts: self.gradients(batch, parts))
         self.group.average(self.parameters)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf)
+        norm = self.group.clip(self.parameters, self.recipe.clip or math.inf)
         if self.guard.accepts(step, gathered(batch.ids), gathered(losses), norm):
             for name, tally in [*tallies, ("gradient_norm", Tally(norm.detach(), torch.ones_like(norm)))]:
                 self.progress.add(name, tally)
@@ -260,12 +266,16 @@ class Trainer:
             say(f"step {progress.step:>7,}  {line}")
         return {name: values[name] for name in ("train/loss", "speed/images_per_second") if name in values}
 
-    def make_up(self, stop: StopRequest) -> dict[str, float]:
+    def make_up(self, stop: StopRequest, average: Objective) -> dict[str, float]:
         """Makes what is owed and returns its figures. A signal breaks it off, and what is left is owed to the next attempt.
         Of several processes the first one does."""
         if not self.group.me.first:
             self.progress.owed.clear()
-        makers = {"evaluate": self.evaluate, "watch": lambda: self.watch(stop), "preview": self.preview}
+        makers = {
+            "evaluate": lambda: self.evaluate(average),
+            "watch": lambda: self.watch(average, stop),
+            "preview": lambda: self.preview(average),
+        }
         owed, found = self.progress.owed, dict[str, float]()
         while owed and not stop.number:
             values: dict[str, float] = {}
@@ -278,25 +288,25 @@ class Trainer:
                 owed.pop(0)
         return found
 
-    def preview(self) -> dict[str, float]:
+    def preview(self, average: Objective) -> dict[str, float]:
         source = Source(word_of(self.seed, "preview"), torch.arange(self.settings.preview, device=self.compute.device))
         with self.compute.precision():
-            for name, image in self.shadow.preview(self.held_out or self.batches.pictures, source).items():
+            for name, image in average.preview(self.held_out or self.batches.pictures, source).items():
                 self.run.picture(self.progress.step, name, image)
         return {}
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, average: Objective) -> dict[str, float]:
         """Figures of the averaged weights on held-out pictures, or on the trained ones where none are held out."""
         pictures, where = self._judges()
         count = min(self.settings.evaluate, len(pictures))
         source = Source(word_of(self.seed, "evaluate"), torch.arange(count, device=self.compute.device))
         with self.compute.precision():
-            found = self.shadow.evaluate(pictures, source, self.parts.size)
+            found = average.evaluate(pictures, source, self.parts.size)
         return {f"{where}/{name}": value for name, value in found.items()}
 
-    def watch(self, stop: StopRequest) -> dict[str, float]:
+    def watch(self, average: Objective, stop: StopRequest) -> dict[str, float]:
         """Figures of what the averaged weights make."""
-        found = None if self.measure is None else self.measure(self.shadow, stop)
+        found = None if self.measure is None else self.measure(average, stop)
         return {f"evaluate/{name}": value for name, value in (found or {}).items()}
 
     def _judges(self) -> tuple[Pictures, str]:
@@ -316,19 +326,14 @@ class Trainer:
 
     def save(self) -> None:
         """The whole state as checkpoint number `step`; older ones go only after it has been verified."""
-        optimizer: dict[str, Tensor] = {}
-        for name, parameter in self.objective.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                optimizer[f"{name}/{key}"] = value
         self.progress.merge(self.group.total)
-        trainer = {
-            f"{name}/{part}": value for name, tally in self.progress.tallies.items() for part, value in tally._asdict().items()
-        }
         self.settle()
-        groups = {"weights": self.objective.state_dict(), "optimizer": optimizer, "trainer": trainer}
-        groups |= {name: module.state_dict() for name, module in self.averages().items()}
-        if broken := [name for name, group in groups.items() if not all(map(_finite, group.values()))]:
+        groups = {name: module.state_dict() for name, module in {"weights": self.objective, **self.averages()}.items()}
+        groups |= {"optimizer": state_of(self.optimizer, self.objective), "trainer": self.progress.tensors()}
+        held = {name: local(group.values()) for name, group in groups.items()}
+        if broken := [name for name, parts in held.items() if self.group.decide(not all(map(_finite, parts)))[0]]:
             raise Diverged(f"{' and '.join(broken)} are not finite at step {self.progress.step:,}, and not saved")
+        groups = {name: self.group.whole(group) for name, group in groups.items()}
         if not self.group.me.first:
             self.progress.leave()
             return
@@ -357,9 +362,9 @@ class Trainer:
     def restore(self, start: Checkpoint) -> None:
         """Goes on from a checkpoint. Raises StorageError where it is of another network."""
         try:
-            self.objective.load_state_dict(start.tensors("weights"))
-            for name, module in self.averages().items():
-                module.load_state_dict(start.tensors(name))
+            for group, module in {"weights": self.objective, **self.averages()}.items():
+                held = module.state_dict()
+                module.load_state_dict({k: self.group.own(v, held.get(k)) for k, v in start.tensors(group).items()})
         except RuntimeError as error:
             raise StorageError(f"{start.folder} does not fit this network: {str(error).splitlines()[-1].strip()}") from None
         self.optimizer.zero_grad(set_to_none=True)
@@ -367,11 +372,9 @@ class Trainer:
         for name, parameter in self.objective.named_parameters():
             state = {key.rpartition("/")[2]: value for key, value in saved.items() if key.rpartition("/")[0] == name}
             if state:
-                self.optimizer.state[parameter] = {key: value.to(self.compute.device) for key, value in state.items()}
-        sums = start.tensors("trainer")
-        self.progress.tallies.clear()
-        for name in dict.fromkeys(key.rpartition("/")[0] for key in sums):
-            self.progress.tallies[name] = Tally(*(sums[f"{name}/{part}"].to(self.compute.device) for part in Tally._fields))
+                here = {key: self.group.own(value.to(self.compute.device), parameter) for key, value in state.items()}
+                self.optimizer.state[parameter] = here
+        self.progress.load(start.tensors("trainer"), self.compute.device)
         if not self.group.me.first:
             self.progress.leave()
         self.scaler.load_state_dict(start.state["scaler"])

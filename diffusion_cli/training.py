@@ -23,7 +23,7 @@ from diffusion_cli.ema import EMA
 from diffusion_cli.errors import ConfigError, Stopped, StorageError
 from diffusion_cli.evaluation.watch import watch_of
 from diffusion_cli.finding import find
-from diffusion_cli.group import DDP, Group
+from diffusion_cli.group import Distributed, Group
 from diffusion_cli.initial import begin
 from diffusion_cli.objectives import Objective
 from diffusion_cli.objectives.captions import captions
@@ -43,7 +43,7 @@ from diffusion_cli.trainer import Trainer
 def train(plan: Plan) -> dict[str, float]:
     """Trains, or goes on training, the run that the plan names, and returns its last figures. One of several processes joins
     the others."""
-    with build(plan.node["distributed"], DDP, "distributed", trust=plan.root.trust).joined() as group:
+    with build(plan.node["distributed"], Distributed, "distributed", trust=plan.root.trust).joined() as group:
         return _train(plan, group)
 
 
@@ -94,7 +94,9 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
         adapt(objective, node, root.trust)
         if root.recompute:
             recompute(objective.network)
-        compute.prepare(objective.network)
+        if compute.compile:
+            group.compile(objective.network)
+        compute.convolve(objective.network)
         compute.convolve(stages.codec)
         weights = sum(p.numel() for p in objective.network.parameters())
         shape = f"{facts['channels']} x {facts['image_size']} x {facts['image_size']}"
@@ -124,8 +126,7 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
             watch,
             group,
         )
-        if group.me.first:
-            trainer.check_best([] if watch is None else watch.names)
+        trainer.check_best([] if watch is None else watch.names)
         run.write("config.yaml", yaml.safe_dump(saved["config"], sort_keys=False).encode())
         run.open_figures(step)
         if start is None:
