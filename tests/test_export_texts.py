@@ -39,7 +39,7 @@ def answers(folder: Path, form: str, name: str, inputs: dict[str, Tensor]) -> Te
     return torch.from_numpy(session.run(None, {key: value.numpy() for key, value in inputs.items()})[0])
 
 
-@pytest.mark.parametrize("form", ["torch_export", "onnx"])
+@pytest.mark.parametrize("form", [pytest.param("torch_export", marks=pytest.mark.slow), "onnx"])
 @pytest.mark.filterwarnings("ignore::diffusion_cli.conditioning.PromptCut")
 def test_every_part_answers_as_in_the_run(place: Place, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """The network, the encoder of texts with its tokenizer, and both halves of the autoencoder; then the card's own lines."""
@@ -83,7 +83,8 @@ def test_every_part_answers_as_in_the_run(place: Place, form: str, tmp_path: Pat
         x = walk["start"] * (of_torch if form == "torch_export" else torch.from_numpy(draws))
         tokens = stages.texts.encode(["a red square"]).expand(16, -1, -1)
         for move in walk["moves"]:
-            x0 = denoiser(x, torch.tensor(move["t"]), tokens)
+            x0, empty = (denoiser(x, torch.tensor(move["t"]), said) for said in (tokens, None))
+            x0 = empty + 4 * (x0 - empty)
             x = move["x_of_x"] * x + move["x_of_x0"] * x0
         pixels = ((stages.codec.decode(x).clip(-1, 1) + 1) * 127.5).round()
     assert np.abs(np.asarray(made["pictures"], dtype=float) - pixels.numpy()).max() <= 1
@@ -127,7 +128,10 @@ def peer_run(place: Place, name: str, words: tuple[str, ...]) -> Path:  # noqa: 
     return place.outputs / name
 
 
-@pytest.mark.parametrize("name", PEERS)
+QUICK = ("sd", "dit_latents")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in PEERS])
 def test_diffusers_draws_what_we_draw(place: Place, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Its classes load the folder; every part answers as ours, the card's lines draw our pictures, and it comes back."""
     import diffusers

@@ -19,6 +19,8 @@ from diffusion_cli.exporting.parcel import Model
 from diffusion_cli.exporting.parts import Part
 from diffusion_cli.samplers import Sampler
 
+GUIDANCE = 4.0  # of texts in the loop of the card, where the run's previews have none
+
 
 def walk_of(model: Model) -> dict[str, Any]:
     """The moves from noise to picture at the times of the run's own grid, in float64. Raises ConfigError."""
@@ -87,6 +89,10 @@ def loop(model: Model, library: str, parts: Sequence[Part]) -> str:
     elif null:
         labels = f"np.full({n}, {label})" if numpy else f"torch.full(({n},), {label})"
         lines.append(f"labels = {labels}  # {_classes(model)}; {null}: no label")
+    guided = "texts" in there and model.node["objective"].get("label_dropout", 0) > 0
+    if guided:
+        null = 'np.load("null.npy")' if numpy else 'torch.from_numpy(numpy.load("null.npy"))'
+        lines.append(f"null = {'np.broadcast_to' if numpy else 'torch.broadcast_to'}({null}, tokens.shape)")
     if network.hint_channels:
         lines.append("x0 = 0 * x")
     lines.append('for move in walk["moves"]:')
@@ -100,6 +106,11 @@ def loop(model: Model, library: str, parts: Sequence[Part]) -> str:
     else:
         lines.append('    z = move["c_in"] * x')
     lines.append(f"    F = {asked('network', x='z')}")
+    if guided:
+        lines.append(f"    F0 = {asked('network', x='z', tokens='null')}")
+        lines.append(
+            f"    F = F0 + {model.node.get('guidance', {}).get('scale', GUIDANCE):g} * (F - F0)  # classifier-free guidance"
+        )
     lines.append('    x0 = move["x0_of_x"] * x + move["x0_of_F"] * F')
     if walk["clip"]:
         lines.append("    x0 = x0.clip(-1, 1)")
