@@ -106,6 +106,7 @@ def test_without_what_makes_tokens_the_card_says_so(place: Place, tmp_path: Path
 # -- diffusers ---------------------------------------------------------------------------------------------------------
 
 NOISY = ("schedule=cosine", "prediction=eps", "sampler=ddim", "dataset.labels=false", "trainer.steps=2", "optimizer.lr=1e-2")
+EDM = ("schedule=edm", "prediction=edm", "loss=edm", *NOISY[3:])
 SMALL_UNET = ("model.width=8", "model.groups=4", "model.multipliers=[1,2]")
 CONDITION = ("model=unet2d_condition", "model.block_out_channels=[8,16]",
              "model.down_block_types=[DownBlock2D,CrossAttnDownBlock2D]",
@@ -116,6 +117,8 @@ PEERS = {  # run -> words, pipeline
     "dit_latents": (("model=dit", "model.width=16", "model.depth=1", "model.heads=2", "model.patch_size=2",
                      "model.time_shift=1", *NOISY), "DiTPipeline"),
     "ldm": ((*SMALL_UNET, *NOISY), "LDMPipeline"),
+    "ldm_edm": ((*SMALL_UNET, *EDM), "LDMPipeline"),
+    "sd_edm": ((*CONDITION, *EDM, "texts=clip", "texts.masked=false"), "StableDiffusionPipeline"),
     "flow": ((*SMALL_UNET, *NOISY[3:]), None),
 }  # fmt: skip
 
@@ -145,7 +148,7 @@ def test_diffusers_draws_what_we_draw(place: Place, name: str, tmp_path: Path, m
     x, time, pictures = torch.randn(3, 2, 8, 8), 999 * torch.rand(3), 2 * torch.rand(3, 3, 16, 16) - 1
     told = None if stages.texts is None else stages.texts.encode(TEXTS[:3])
     vae = diffusers.AutoencoderKL.from_pretrained(folder / ("vqvae" if pipeline == "LDMPipeline" else "vae"))
-    kind = {"sd": "UNet2DConditionModel", "dit_latents": "DiTTransformer2DModel"}.get(name, "UNet2DModel")
+    kind = {"sd": "UNet2DConditionModel", "dit": "DiTTransformer2DModel"}.get(name.partition("_")[0], "UNet2DModel")
     network = getattr(diffusers, kind).from_pretrained(folder / ("transformer" if name == "dit_latents" else "unet"))
     more = {"encoder_hidden_states": told} if told is not None else {"class_labels": torch.zeros(3, dtype=torch.long)}
     with torch.no_grad():
@@ -170,10 +173,12 @@ def test_diffusers_draws_what_we_draw(place: Place, name: str, tmp_path: Path, m
         scheduler.set_timesteps(50)
         state = torch.randn(16, 2, 8, 8, generator=torch.Generator().manual_seed(0))
         red = None if stages.texts is None else stages.texts.encode(["a red square"] * 16)
+        state = state * scheduler.init_noise_sigma if name.endswith("edm") else state
         for k in scheduler.timesteps:
-            F = denoiser.network(state, k.float().expand(16), red)
+            z = scheduler.scale_model_input(state, k) if name.endswith("edm") else state
+            F = denoiser.network(z, k.float().expand(16), red)
             if red is not None:
-                empty = denoiser.network(state, k.float().expand(16), denoiser.null.expand(16, -1, -1))
+                empty = denoiser.network(z, k.float().expand(16), denoiser.null.expand(16, -1, -1))
                 F = empty + 4 * (F - empty)
             state = scheduler.step(F, k, state).prev_sample
         expected = (stages.codec.decode(state).clamp(-1, 1) + 1) * 127.5

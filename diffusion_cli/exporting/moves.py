@@ -74,6 +74,7 @@ def loop(model: Model, library: str, parts: Sequence[Part]) -> str:
     lines = [f'x = walk["start"] * {noise}']
     null = network.num_classes
     label = told[-1] if told else null
+    empty = 'np.load("null.npy")' if numpy else 'torch.from_numpy(numpy.load("null.npy"))'
     if "texts" in there:
         one, mask = ("np.array", "astype(bool)") if numpy else ("torch.tensor", "bool()")
         lines += [
@@ -83,7 +84,6 @@ def loop(model: Model, library: str, parts: Sequence[Part]) -> str:
             f"tokens = {asked('texts')}",
         ]
     elif network.text_width:
-        empty = 'np.load("null.npy")' if numpy else 'torch.from_numpy(numpy.load("null.npy"))'
         again = f"np.tile({empty}, ({n}, 1, 1))" if numpy else f"{empty}.repeat({n}, 1, 1)"
         lines.append(f"tokens = {again}  # of the empty text, in place of those of others")
     elif null:
@@ -91,8 +91,7 @@ def loop(model: Model, library: str, parts: Sequence[Part]) -> str:
         lines.append(f"labels = {labels}  # {_classes(model)}; {null}: no label")
     guided = "texts" in there and model.node["objective"].get("label_dropout", 0) > 0
     if guided:
-        null = 'np.load("null.npy")' if numpy else 'torch.from_numpy(numpy.load("null.npy"))'
-        lines.append(f"null = {'np.broadcast_to' if numpy else 'torch.broadcast_to'}({null}, tokens.shape)")
+        lines.append(f"null = {'np' if numpy else 'torch'}.broadcast_to({empty}, tokens.shape)")
     if network.hint_channels:
         lines.append("x0 = 0 * x")
     lines.append('for move in walk["moves"]:')
@@ -108,9 +107,8 @@ def loop(model: Model, library: str, parts: Sequence[Part]) -> str:
     lines.append(f"    F = {asked('network', x='z')}")
     if guided:
         lines.append(f"    F0 = {asked('network', x='z', tokens='null')}")
-        lines.append(
-            f"    F = F0 + {model.node.get('guidance', {}).get('scale', GUIDANCE):g} * (F - F0)  # classifier-free guidance"
-        )
+        scale = model.node.get("guidance", {}).get("scale", GUIDANCE)
+        lines.append(f"    F = F0 + {scale:g} * (F - F0)  # classifier-free guidance")
     lines.append('    x0 = move["x0_of_x"] * x + move["x0_of_F"] * F')
     if walk["clip"]:
         lines.append("    x0 = x0.clip(-1, 1)")
