@@ -39,7 +39,7 @@ def answers(folder: Path, form: str, name: str, inputs: dict[str, Tensor]) -> Te
     return torch.from_numpy(session.run(None, {key: value.numpy() for key, value in inputs.items()})[0])
 
 
-@pytest.mark.parametrize("form", ["torch_export", "onnx"])
+@pytest.mark.parametrize("form", [pytest.param("torch_export", marks=pytest.mark.slow), "onnx"])
 @pytest.mark.filterwarnings("ignore::diffusion_cli.conditioning.PromptCut")
 def test_every_part_answers_as_in_the_run(place: Place, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """The network, the encoder of texts with its tokenizer, and both halves of the autoencoder; then the card's own lines."""
@@ -83,7 +83,8 @@ def test_every_part_answers_as_in_the_run(place: Place, form: str, tmp_path: Pat
         x = walk["start"] * (of_torch if form == "torch_export" else torch.from_numpy(draws))
         tokens = stages.texts.encode(["a red square"]).expand(16, -1, -1)
         for move in walk["moves"]:
-            x0 = denoiser(x, torch.tensor(move["t"]), tokens)
+            x0, empty = (denoiser(x, torch.tensor(move["t"]), said) for said in (tokens, None))
+            x0 = empty + 4 * (x0 - empty)
             x = move["x_of_x"] * x + move["x_of_x0"] * x0
         pixels = ((stages.codec.decode(x).clip(-1, 1) + 1) * 127.5).round()
     assert np.abs(np.asarray(made["pictures"], dtype=float) - pixels.numpy()).max() <= 1
@@ -105,6 +106,7 @@ def test_without_what_makes_tokens_the_card_says_so(place: Place, tmp_path: Path
 # -- diffusers ---------------------------------------------------------------------------------------------------------
 
 NOISY = ("schedule=cosine", "prediction=eps", "sampler=ddim", "dataset.labels=false", "trainer.steps=2", "optimizer.lr=1e-2")
+EDM = ("schedule=edm", "prediction=edm", "loss=edm", *NOISY[3:])
 SMALL_UNET = ("model.width=8", "model.groups=4", "model.multipliers=[1,2]")
 CONDITION = ("model=unet2d_condition", "model.block_out_channels=[8,16]",
              "model.down_block_types=[DownBlock2D,CrossAttnDownBlock2D]",
@@ -115,6 +117,8 @@ PEERS = {  # run -> words, pipeline
     "dit_latents": (("model=dit", "model.width=16", "model.depth=1", "model.heads=2", "model.patch_size=2",
                      "model.time_shift=1", *NOISY), "DiTPipeline"),
     "ldm": ((*SMALL_UNET, *NOISY), "LDMPipeline"),
+    "ldm_edm": ((*SMALL_UNET, *EDM), "LDMPipeline"),
+    "sd_edm": ((*CONDITION, *EDM, "texts=clip", "texts.masked=false"), "StableDiffusionPipeline"),
     "flow": ((*SMALL_UNET, *NOISY[3:]), None),
 }  # fmt: skip
 
@@ -127,7 +131,10 @@ def peer_run(place: Place, name: str, words: tuple[str, ...]) -> Path:  # noqa: 
     return place.outputs / name
 
 
-@pytest.mark.parametrize("name", PEERS)
+QUICK = ("sd", "dit_latents")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in PEERS])
 def test_diffusers_draws_what_we_draw(place: Place, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Its classes load the folder; every part answers as ours, the card's lines draw our pictures, and it comes back."""
     import diffusers
@@ -141,7 +148,7 @@ def test_diffusers_draws_what_we_draw(place: Place, name: str, tmp_path: Path, m
     x, time, pictures = torch.randn(3, 2, 8, 8), 999 * torch.rand(3), 2 * torch.rand(3, 3, 16, 16) - 1
     told = None if stages.texts is None else stages.texts.encode(TEXTS[:3])
     vae = diffusers.AutoencoderKL.from_pretrained(folder / ("vqvae" if pipeline == "LDMPipeline" else "vae"))
-    kind = {"sd": "UNet2DConditionModel", "dit_latents": "DiTTransformer2DModel"}.get(name, "UNet2DModel")
+    kind = {"sd": "UNet2DConditionModel", "dit": "DiTTransformer2DModel"}.get(name.partition("_")[0], "UNet2DModel")
     network = getattr(diffusers, kind).from_pretrained(folder / ("transformer" if name == "dit_latents" else "unet"))
     more = {"encoder_hidden_states": told} if told is not None else {"class_labels": torch.zeros(3, dtype=torch.long)}
     with torch.no_grad():
@@ -166,10 +173,12 @@ def test_diffusers_draws_what_we_draw(place: Place, name: str, tmp_path: Path, m
         scheduler.set_timesteps(50)
         state = torch.randn(16, 2, 8, 8, generator=torch.Generator().manual_seed(0))
         red = None if stages.texts is None else stages.texts.encode(["a red square"] * 16)
+        state = state * scheduler.init_noise_sigma if name.endswith("edm") else state
         for k in scheduler.timesteps:
-            F = denoiser.network(state, k.float().expand(16), red)
+            z = scheduler.scale_model_input(state, k) if name.endswith("edm") else state
+            F = denoiser.network(z, k.float().expand(16), red)
             if red is not None:
-                empty = denoiser.network(state, k.float().expand(16), denoiser.null.expand(16, -1, -1))
+                empty = denoiser.network(z, k.float().expand(16), denoiser.null.expand(16, -1, -1))
                 F = empty + 4 * (F - empty)
             state = scheduler.step(F, k, state).prev_sample
         expected = (stages.codec.decode(state).clamp(-1, 1) + 1) * 127.5

@@ -213,7 +213,7 @@ def test_diffusers_has_no_such_network(option):
         peer_of(tiny(option), {}, None)
 
 
-@pytest.mark.parametrize("option", ["dit", "mmdit"])
+@pytest.mark.parametrize("option", ["dit", pytest.param("mmdit", marks=pytest.mark.slow)])
 def test_a_graph_takes_any_batch_of_texts_of_any_length(option):
     """As diffusion-export traces it; the U-Net's is in tests/test_export_texts.py."""
     network = stir(tiny(option)).eval()

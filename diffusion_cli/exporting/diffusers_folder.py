@@ -6,7 +6,7 @@
 
 Its pipelines for bare pictures are few. DDIMPipeline and DDPMPipeline tell no label and scale nothing. Another one, called
 ConsistencyModelPipeline, is in truth the plain loop: input scaled, label told, step; but with FlowMatchEulerDiscreteScheduler,
-which has no scaling to be asked for, it fails. Where none fits, the two parts are written, and the card has the loop.
+which has no scaling to be asked for, it fails. Where none fits, the parts are written, and the card has the loop.
 """
 
 import json
@@ -99,7 +99,7 @@ def pipeline_for(network: nn.Module, peer: Peer, latents: bool) -> str | None:
     """The name of the pipeline whose loop asks this network as it was trained, with this scheduler. Raises ConfigError where
     a network that reads texts has none."""
     config: Any = network.config
-    if "cross_attention_dim" in config and "num_class_embeds" in config and isinstance(config.cross_attention_dim, int):
+    if "cross_attention_dim" in config:
         if not latents or peer.name == "FlowMatchEulerDiscreteScheduler":
             what = "asks no scheduler of prediction=flow" if latents else "makes latents, and this network pixels"
             raise ConfigError(f"to=diffusers: a StableDiffusionPipeline {what}; to=folder, onnx and torch_export take it")

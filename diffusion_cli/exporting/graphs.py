@@ -30,7 +30,9 @@ NULL = "null.npy"
 def torch_export(model: Model) -> Parcel:
     """network.pt2 and those beside it: what torch.export.load reads."""
     files, parts, limits = _files(model, _pt2, "torch.export")
-    opened = "\n".join(f'{part.name} = torch.export.load("{part.name}.pt2").module()' for part in parts)
+    opened = "\n".join(
+        f'{part.name} = torch.export.load("{part.name}.pt2").module()' for part in parts if part.name != "encoder"
+    )
     use = f"""{_signature(model, parts, "pt2")}
 
 A `.pt2` is a zip archive: the graph as JSON (`models/model.json`), the weights as bare numbers (`data/weights/`), and the
@@ -56,7 +58,9 @@ pictures = ((pictures.clip(-1, 1) + 1) * 127.5).round().byte().numpy()
 def onnx(model: Model) -> Parcel:
     """network.onnx and those beside it: what onnxruntime and others read; weights of more than 2 GB lie beside it."""
     files, parts, limits = _files(model, _onnx, "torch.onnx")
-    opened = "\n".join(f'{part.name} = onnxruntime.InferenceSession("{part.name}.onnx")' for part in parts)
+    opened = "\n".join(
+        f'{part.name} = onnxruntime.InferenceSession("{part.name}.onnx")' for part in parts if part.name != "encoder"
+    )
     use = f"""{_signature(model, parts, "onnx")}
 
 With `pip install onnxruntime pillow{" tokenizers" if WORDS in files else ""}`:
@@ -138,22 +142,25 @@ def _signature(model: Model, parts: list[Part], end: str) -> str:
     kinds = {"labels": "int64"}
     said = ", ".join(f"{n} [{', '.join(map(str, ('B', *shape)))}] {kinds.get(n, 'float32')}" for n, shape in of.items())
     hint = " (x: the picture's channels, then those of the x0 foreseen before)" if model.denoiser.network.hint_channels else ""
-    moves, most = len(walk_of(model)["moves"]), min(part.largest or 2**31 for part in parts)
-    many = "any batch B" if most > 2**30 else f"a batch B of up to {most}"
-    lines = [f"`F = network({', '.join(of)})` for {many}: {said}{hint}."]
+    moves = len(walk_of(model)["moves"])
+    lines = [f"`F = network({', '.join(of)})` for {_batch(parts[0])}: {said}{hint}."]
     if network.length:
         lines.append(
             f"Tokens are those of the run's text encoder, L of them, at most {network.length}; a token of zeros is padding. "
-            f"`{NULL}` [{network.length}, {network.inputs['tokens'].shape[2]}] has those of the empty text: with them for "
-            "tokens the network says `F0`, and F0 + g (F - F0) is guided by g."
+            f"`{NULL}` [{network.length}, {network.inputs['tokens'].shape[2]}] has those of the empty text."
         )
     for part in parts[1:]:
-        shapes = ", ".join(f"{n} [{', '.join(map(str, ('B', *v.shape[1:])))}]" for n, v in part.inputs.items())
-        lines.append(f"`{part.name}.{end}`: {part.output} = {part.name}({shapes}).")
+        kinds = {"ids": " int64", "mask": " bool"}
+        shapes = [f"{n} [{', '.join(map(str, ('B', *v.shape[1:])))}]{kinds.get(n, '')}" for n, v in part.inputs.items()]
+        lines.append(f"`{part.name}.{end}`: {part.output} = {part.name}({', '.join(shapes)}), for {_batch(part)}.")
     made = "latents" if model.diffused != model.shape else "pictures"
     lines.append(f"""`walk.json` has the numbers that turn F into {made}: {moves} moves of Euler's rule from noise
 to data, each with what the network is told (`time`), the factor on its input (`c_in`), and how x0 and the next x follow.""")
     return "\n".join(lines)
+
+
+def _batch(part: Part) -> str:
+    return "any batch B" if part.largest is None else f"a batch B of up to {part.largest}"
 
 
 def _tokenizers(parts: list[Part]) -> str:

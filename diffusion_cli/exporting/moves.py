@@ -19,6 +19,8 @@ from diffusion_cli.exporting.parcel import Model
 from diffusion_cli.exporting.parts import Part
 from diffusion_cli.samplers import Sampler
 
+GUIDANCE = 4.0  # of texts in the loop of the card, where the run's previews have none
+
 
 def walk_of(model: Model) -> dict[str, Any]:
     """The moves from noise to picture at the times of the run's own grid, in float64. Raises ConfigError."""
@@ -72,6 +74,7 @@ def loop(model: Model, library: str, parts: Sequence[Part]) -> str:
     lines = [f'x = walk["start"] * {noise}']
     null = network.num_classes
     label = told[-1] if told else null
+    empty = 'np.load("null.npy")' if numpy else 'torch.from_numpy(numpy.load("null.npy"))'
     if "texts" in there:
         one, mask = ("np.array", "astype(bool)") if numpy else ("torch.tensor", "bool()")
         lines += [
@@ -81,12 +84,14 @@ def loop(model: Model, library: str, parts: Sequence[Part]) -> str:
             f"tokens = {asked('texts')}",
         ]
     elif network.text_width:
-        empty = 'np.load("null.npy")' if numpy else 'torch.from_numpy(numpy.load("null.npy"))'
         again = f"np.tile({empty}, ({n}, 1, 1))" if numpy else f"{empty}.repeat({n}, 1, 1)"
         lines.append(f"tokens = {again}  # of the empty text, in place of those of others")
     elif null:
         labels = f"np.full({n}, {label})" if numpy else f"torch.full(({n},), {label})"
         lines.append(f"labels = {labels}  # {_classes(model)}; {null}: no label")
+    guided = "texts" in there and model.node["objective"].get("label_dropout", 0) > 0
+    if guided:
+        lines.append(f"null = {'np' if numpy else 'torch'}.broadcast_to({empty}, tokens.shape)")
     if network.hint_channels:
         lines.append("x0 = 0 * x")
     lines.append('for move in walk["moves"]:')
@@ -100,6 +105,10 @@ def loop(model: Model, library: str, parts: Sequence[Part]) -> str:
     else:
         lines.append('    z = move["c_in"] * x')
     lines.append(f"    F = {asked('network', x='z')}")
+    if guided:
+        lines.append(f"    F0 = {asked('network', x='z', tokens='null')}")
+        scale = model.node.get("guidance", {}).get("scale", GUIDANCE)
+        lines.append(f"    F = F0 + {scale:g} * (F - F0)  # classifier-free guidance")
     lines.append('    x0 = move["x0_of_x"] * x + move["x0_of_F"] * F')
     if walk["clip"]:
         lines.append("    x0 = x0.clip(-1, 1)")

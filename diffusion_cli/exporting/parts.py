@@ -78,12 +78,12 @@ class Decoder(nn.Module):
 def network_of(model: Model) -> Part:
     network = model.denoiser.network
     x = torch.zeros(2, network.channels + network.hint_channels, network.image_size, network.image_size)
-    inputs, length = {"x": x, "time": torch.ones(2)}, len(model.denoiser.null)
+    inputs, length = {"x": x, "time": torch.ones(2)}, len(model.denoiser.null) if network.text_width else 0
     if network.text_width:
         inputs["tokens"] = torch.zeros(2, min(length, 3), network.text_width)
     elif network.num_classes:
         inputs["labels"] = torch.zeros(2, dtype=torch.long)
-    return Part("network", network, inputs, "F", length if network.text_width else 0)
+    return Part("network", network, inputs, "F", length)
 
 
 def beside(model: Model, stages: Stages) -> list[Part]:
