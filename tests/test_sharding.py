@@ -142,9 +142,7 @@ def test_too_little_memory_ends_the_run() -> None:
 
     one = Sharded.__new__(Sharded)  # without others
     assert one.lacking("") == ""
-    with pytest.raises(
-        OutOfMemory, match=r"out of memory \(here\): try a larger trainer\.accumulate; the same command goes on"
-    ):
+    with pytest.raises(OutOfMemory, match=r"out of memory \(here\): try a larger trainer\.accumulate"):
         one.lacking("here")
 
 
@@ -170,12 +168,11 @@ def test_every_network_is_asked_as_it_was(option: str, alone: None) -> None:
     assert list(network.state_dict()) == names
     for one in (network, other):
         one(*asked).square().sum().backward()
+    largest = max(float(parameter.grad.abs().max()) for parameter in other.parameters() if parameter.grad is not None)
     for (name, mine), theirs in zip(network.named_parameters(), other.parameters(), strict=True):
         assert (mine.grad is None) == (theirs.grad is None), name
         if mine.grad is not None:  # what several blocks add to is added in another order
-            torch.testing.assert_close(
-                mine.grad.full_tensor(), theirs.grad, rtol=1e-4, atol=1e-5 * float(theirs.grad.abs().max())
-            )
+            torch.testing.assert_close(mine.grad.full_tensor(), theirs.grad, rtol=1e-4, atol=1e-5 * largest)
 
 
 def test_what_cannot_be_sharded_is_refused() -> None:
@@ -184,14 +181,12 @@ def test_what_cannot_be_sharded_is_refused() -> None:
     for change, reason in (
         (
             "distributed.processes=1",
-            r"distributed=fsdp, and one process: give distributed\.processes=2 or more, or use torchrun",
+            r"distributed=fsdp, and one process: give distributed\.processes=2",
         ),
         ("precision=fp16", "distributed=fsdp with precision=fp16"),
     ):
         with pytest.raises(ConfigError, match=reason):
             config.check_train(tiny.changed(node, change))
     node = tiny.compose("name=x", FSDP, "distributed.processes=2", "experiment=autoencoder_digits")
-    with pytest.raises(
-        ConfigError, match="distributed=fsdp shards objective=denoising and classifying, and this is autoencoding"
-    ):
+    with pytest.raises(ConfigError, match=r"distributed=fsdp shards objective=denoising .* this is autoencoding"):
         config.check_train(node)
