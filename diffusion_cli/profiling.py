@@ -59,7 +59,8 @@ def _write(run: Run, found: profile, seconds: float, network: nn.Module, batch: 
     speed = f"{1000 * seconds:.1f} ms a step, {batch / seconds:,.1f} images/s (with the profiler)"
     lines = [f"{compute}, a batch of {batch}: {speed}"]
     lines.append(f"{kernels / STEPS:,.0f} kernels a step" if on_gpu else f"{calls / STEPS:,.0f} calls of operators a step")
-    if isinstance(network, Network):
+    in_parts = hasattr(next(network.parameters()), "to_local")  # on several processes: it cannot be asked here alone
+    if isinstance(network, Network) and not in_parts:
         work, peak = 3 * batch * flops(network) / seconds, matrix_peak(compute)
         lines.append(
             f"{work / 1e12:.3g} TFLOP/s in the network's matrix products and convolutions (backward counted as twice forward): "

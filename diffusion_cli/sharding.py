@@ -8,6 +8,7 @@ fully_shard. The steps, the figures and the files are those of one process: what
 """
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import cast
@@ -116,7 +117,8 @@ class Sharded(Several):
 
 def shard(root: nn.Module, network: nn.Module, mesh: DeviceMesh) -> None:
     """Every block of the network on its own, and then what is left of the root, which is called."""
+    # the last block of mmdit hands on the tokens that it was given, and nobody changes them in place
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(FSDPJointBlock\)")
     for module in (*blocks(network), root):
         fully_shard(module, mesh=mesh)
-        # gloo knows no mean
-        cast(FSDPModule, module).set_force_sum_reduction_for_comms(True)
+        cast(FSDPModule, module).set_force_sum_reduction_for_comms(True)  # gloo knows no mean

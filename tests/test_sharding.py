@@ -121,11 +121,10 @@ def test_who_is_gone_is_named(tmp_path: Path) -> None:
 def test_a_run_goes_from_copies_to_parts_and_a_signal_stops_it(tmp_path: Path) -> None:
     one = tiny.train(tmp_path, *QUICK, name="one")
     assert together(tmp_path, *QUICK, "trainer.steps=1") == [0, 0], said(tmp_path)
-    stopped = at_step(1, 1, lambda: signal.raise_signal(signal.SIGTERM))
+    stopped = at_step(2, 1, lambda: signal.raise_signal(signal.SIGTERM))
     assert together(tmp_path, *QUICK, FSDP, at=stopped) == [143, 143], said(tmp_path)
-    assert tiny.hashes(tmp_path / "run")["step"] == "step_00000002"
-    assert together(tmp_path, *QUICK, "trainer.steps=3") == [0, 0], said(tmp_path)
-    assert together(tmp_path, *QUICK, FSDP) == [0, 0], said(tmp_path)
+    assert tiny.hashes(tmp_path / "run")["step"] == "step_00000003"
+    assert together(tmp_path, *QUICK) == [0, 0], said(tmp_path)
     equal(one, tmp_path / "run")
 
 
@@ -142,9 +141,7 @@ def test_too_little_memory_ends_the_run() -> None:
 
     one = Sharded.__new__(Sharded)  # without others
     assert one.lacking("") == ""
-    with pytest.raises(
-        OutOfMemory, match=r"out of memory \(here\): try a larger trainer\.accumulate; the same command goes on"
-    ):
+    with pytest.raises(OutOfMemory, match=r"out of memory \(here\): try a larger trainer\.accumulate"):
         one.lacking("here")
 
 
@@ -156,6 +153,7 @@ def alone() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")  # the root, which is no network in a run
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_network_is_asked_as_it_was(option: str, alone: None) -> None:
     network = make(option, 1, 8 if option != "unet2d" else 16, 0 if option in READERS else 3)
@@ -169,13 +167,13 @@ def test_every_network_is_asked_as_it_was(option: str, alone: None) -> None:
     shard(network, network, init_device_mesh("cpu", (1,)))
     assert list(network.state_dict()) == names
     for one in (network, other):
+        torch.manual_seed(1)  # of dropout
         one(*asked).square().sum().backward()
+    largest = max(float(parameter.grad.abs().max()) for parameter in other.parameters() if parameter.grad is not None)
     for (name, mine), theirs in zip(network.named_parameters(), other.parameters(), strict=True):
         assert (mine.grad is None) == (theirs.grad is None), name
         if mine.grad is not None:  # what several blocks add to is added in another order
-            torch.testing.assert_close(
-                mine.grad.full_tensor(), theirs.grad, rtol=1e-4, atol=1e-5 * float(theirs.grad.abs().max())
-            )
+            torch.testing.assert_close(mine.grad.full_tensor(), theirs.grad, rtol=1e-4, atol=1e-5 * largest)
 
 
 def test_what_cannot_be_sharded_is_refused() -> None:
@@ -184,14 +182,12 @@ def test_what_cannot_be_sharded_is_refused() -> None:
     for change, reason in (
         (
             "distributed.processes=1",
-            r"distributed=fsdp, and one process: give distributed\.processes=2 or more, or use torchrun",
+            r"distributed=fsdp, and one process: give distributed\.processes=2",
         ),
         ("precision=fp16", "distributed=fsdp with precision=fp16"),
     ):
         with pytest.raises(ConfigError, match=reason):
             config.check_train(tiny.changed(node, change))
     node = tiny.compose("name=x", FSDP, "distributed.processes=2", "experiment=autoencoder_digits")
-    with pytest.raises(
-        ConfigError, match="distributed=fsdp shards objective=denoising and classifying, and this is autoencoding"
-    ):
+    with pytest.raises(ConfigError, match=r"distributed=fsdp shards objective=denoising .* this is autoencoding"):
         config.check_train(node)
