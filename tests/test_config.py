@@ -36,10 +36,13 @@ OPTIONS = [  # (group, option): ("loss/times", "uniform")
     if file.parent != CONFIGS and file.relative_to(CONFIGS).parts[0] not in ("experiment", "sweep", "hydra")
 ]
 ASKED_ONLY = set(SAMPLE_GROUPS) - set(TRAIN_GROUPS)  # groups of diffusion-sample alone
+_TINY_TRANSFORMER = ("model.width=16", "model.depth=1", "model.heads=2")
+_TINY_DDPMPP = ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipliers=[1,2]")
+_TINY_EDM2 = ("model.width=8", "model.blocks=1", "model.multipliers=[1,2]", "model.head_width=8")
 TINY_MODELS = {
-    "ddpmpp": ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipliers=[1,2]"),
-    "ncsnpp": ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipliers=[1,2]"),
-    "dit": ("model.width=16", "model.depth=1", "model.heads=2"),
+    **dict.fromkeys(("ddpmpp", "ncsnpp"), _TINY_DDPMPP),
+    **dict.fromkeys(("edm2", "edm2_small"), _TINY_EDM2),
+    **dict.fromkeys(("dit", "uvit", "transformer", "transformer_small"), _TINY_TRANSFORMER),
     "unet_basic": ("model.widths=[8,8]", "model.kernel_size=3"),
     "unet_gated": ("model.width=8", "model.levels=2", "model.time_width=8", "model.bottom_width=8", "model.bottom_channels=4"),
 }
@@ -69,7 +72,7 @@ def words_of(group: str, option: str) -> list[str]:
     words = [f"{group}={option}"]
     if group == "prediction":
         words += ["schedule=vp", "sampler/grid=uniform"]
-    if (group, option) == ("model", "ncsnpp"):
+    if group == "model" and option in ("ncsnpp", "edm2", "edm2_small"):
         words += ["prediction=edm"]  # random waves of log(sigma)/4
     if group == "adapter":
         words += ["init=somewhere"]

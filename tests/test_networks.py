@@ -100,12 +100,12 @@ def test_magnitudes_are_kept():
 
 @pytest.mark.parametrize("option", ["edm2", "edm2_small"])
 def test_every_block_of_edm2_keeps_unit_variance(option):
-    """At initialisation, of a picture of unit variance: what no other U-Net's sums and gains do."""
+    """At initialisation, of a picture of unit variance, through 27 blocks and 36. What attention averages is a little less."""
     network, sizes = make(option, 3, 32, NULL, blocks=3, width=64), []
     for block in [*network.down, *network.mid, *network.up]:
         block.register_forward_hook(lambda block, inputs, output: sizes.append(output.square().mean().item()))
     network(torch.randn(4, 3, 32, 32), torch.randn(4), torch.tensor([0, 1, 2, NULL]))
-    assert len(sizes) > 20 and all(0.75 < size < 1.25 for size in sizes), sizes
+    assert len(sizes) > 20 and all(0.65 < size < 1.2 for size in sizes), sizes
 
 
 def test_weights_keep_their_length_while_they_train():
