@@ -24,6 +24,10 @@ from diffusion_cli.samplers import Sampler
 def walk_of(model: Model) -> dict[str, Any]:
     """The moves from noise to picture at the times of the run's own grid, in float64. Raises ConfigError."""
     prediction, schedule, settings = model.denoiser.prediction, model.denoiser.schedule, model.settings
+    if not schedule.white:
+        raise ConfigError(
+            f"to={settings.written} writes a walk that starts from white noise, and this schedule's is coloured: to=folder"
+        )
     sampler = build(model.node["sampler"], Sampler, "sampler", trust=settings.trust)
     if settings.steps is not None:
         sampler = dataclasses.replace(sampler, steps=settings.steps)
