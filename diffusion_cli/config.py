@@ -384,7 +384,7 @@ def _falls_to_the_end(decay: Mapping[str, Any]) -> bool:
 def _ends_in_noise(schedule: Mapping[str, Any]) -> bool:
     """Whether alpha(1) = 0, from the node alone: what `reaches_zero` says of the object."""
     lineage = signature(schedule["_target_"]).lineage
-    if "diffusion_cli.schedules.Shifted" in lineage:
+    if "base" in schedule:  # one that stands on another
         return _ends_in_noise(schedule["base"])
     return "diffusion_cli.schedules.Flow" in lineage or bool(schedule.get("zero_terminal_snr", False))
 

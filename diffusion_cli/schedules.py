@@ -32,6 +32,7 @@ class Schedule(ABC):
 
     reaches_zero = False  # is alpha(1) = 0, so that x_1 is noise alone and says nothing of x0?
     gaussian = True  # is the noise Gaussian, so that all of a great circle between two noises is noise?
+    white = True  # is the noise of each pixel its own?
 
     @property
     def earliest(self) -> float:
@@ -356,6 +357,10 @@ class Shifted(Schedule):
     @property
     def gaussian(self) -> bool:  # type: ignore[override]
         return self.base.gaussian
+
+    @property
+    def white(self) -> bool:  # type: ignore[override]
+        return self.base.white
 
     @property
     def earliest(self) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusion_cli import losses as losses  # the doors: importing them defines every subclass
 from diffusion_cli import samplers as samplers
+from diffusion_cli.coloured import Coloured, Offset, Pyramid
 from diffusion_cli.schedules import (
     EDM,
     VE,
@@ -30,6 +31,8 @@ from diffusion_cli.schedules import (
 torch.set_num_threads(1)
 
 _NEED_ARGUMENTS = {
+    Offset: [Offset(Flow()), Offset(EDM(), 0.3, True)],
+    Pyramid: [Pyramid(Betas("cosine"))],
     Shifted: [Shifted(Flow()), Shifted(Betas("cosine"), 4.0), Shifted(EDM(), 2.0), Shifted(Betas(zero_terminal_snr=True))],
     Tabulated: [Tabulated((1e-3, 0.01, *(0.1,) * 40)), Tabulated((1e-3, 0.01, *(0.1,) * 40), 1, True)],
 }
@@ -56,8 +59,8 @@ def name(thing: object) -> str:
     """A short id for pytest."""
     if isinstance(thing, type):
         return thing.__name__
-    if isinstance(thing, Shifted):
-        return f"Shifted-{name(thing.base)}"
+    if isinstance(thing, Shifted | Coloured):
+        return f"{type(thing).__name__}-{name(thing.base)}"
     if isinstance(thing, Betas):
         return f"Betas-{thing.curve}{'-zero' if thing.zero_terminal_snr else ''}-{thing.steps}"
     if isinstance(thing, Tabulated):
@@ -85,7 +88,11 @@ assert Mix() in SCHEDULES and Betas() in SCHEDULES
 
 def preserves_variance(schedule: Schedule) -> bool:
     """Should alpha^2 + sigma^2 be 1? Shifting stays in the family."""
-    return preserves_variance(schedule.base) if isinstance(schedule, Shifted) else isinstance(schedule, VariancePreserving)
+    return (
+        preserves_variance(schedule.base)
+        if isinstance(schedule, Shifted | Coloured)
+        else isinstance(schedule, VariancePreserving)
+    )
 
 
 def f64(*values: float) -> Tensor:

@@ -11,7 +11,7 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from tiny import compose
+from tiny import compose, train
 from torch import Tensor
 
 from diffusion_cli import config
@@ -96,6 +96,21 @@ class Words(Conditioner):
 
     def read(self, tokens: Tokens) -> Tensor:
         raise NotImplementedError
+
+
+PUBLISHED = ["ddpm", "improved_ddpm", "score_sde_vp", "score_sde_ve", "edm", "edm_uncond", "flow_matching", "ot_cfm"]
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_a_published_recipe_makes_two_steps(recipe: str, tmp_path: Path) -> None:
+    """As it is, but for the bundled digits and a network of their size."""
+    labels = compose(f"experiment=cifar10_{recipe}")["dataset"]["labels"]
+    run = train(
+        tmp_path, f"experiment=cifar10_{recipe}", "dataset=digits", f"dataset.labels={str(labels).lower()}", "model.blocks=1",
+        "model.attention_levels=[0]", *(["model.head_width=8"] if recipe in ("improved_ddpm", "ot_cfm") else []),
+        "trainer.images=null", "trainer.steps=2", "trainer.batch=8", "sampler.steps=2",
+    )  # fmt: skip
+    assert (run / "checkpoints" / "step_00000002").is_dir()
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=names)

@@ -25,7 +25,7 @@ FLOORS = {
     "guard parts group sharding progress profiling recomputing winograd",
     2: "denoiser losses samplers guidance editing walking noisy_classifier adapters",
     1: "models data codecs conditioning vision pictures",
-    0: "schedules beta_curves predictions randomness errors ranges signatures options collectives",
+    0: "schedules coloured beta_curves predictions randomness errors ranges signatures options collectives",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 STRANGERS = {"models": {"schedules", "predictions"}}  # a network knows tensors, never schedules

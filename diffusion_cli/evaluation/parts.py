@@ -29,7 +29,6 @@ from diffusion_cli.options import option_of
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
 from diffusion_cli.sampling.maker import maker_of
-from diffusion_cli.schedules import Mix
 from diffusion_cli.settings import Evaluate, Measurement
 from diffusion_cli.signals import StopRequest
 from diffusion_cli.stages import stages_of
@@ -59,9 +58,9 @@ def of_pictures(found: Trained, dataset: Dataset, settings: Evaluate, compute: C
     stages = stages_of(found, settings.trust).to(compute.device)
     if not stages.codec.bounded and {"bits", "bound"} & set(settings.metrics):
         raise ConfigError("metrics: bits and bound are of pixels, and this network works in latents: ask for [denoising]")
-    if isinstance(denoiser.schedule, Mix) and {"bits", "bound"} & set(settings.metrics):
+    if not (denoiser.schedule.gaussian and denoiser.schedule.white) and {"bits", "bound"} & set(settings.metrics):
         raise ConfigError(
-            "metrics: bits and bound need Gaussian noise, and schedule=mix is uniform: ask for metrics=[denoising]"
+            "metrics: bits and bound need white Gaussian noise, and this schedule's is another: ask for metrics=[denoising]"
         )
     pictures, split = _loaded(dataset, settings.split or "test")
     count = min(settings.n or HELD_OUT, len(pictures))

@@ -46,6 +46,8 @@ def peer_of(prediction: Prediction, clip: bool) -> Peer:
     kind = type(prediction)
     if not schedule.gaussian:
         raise _refusal("the noise of schedule=mix is uniform, and the pipelines of diffusers draw Gaussian noise")
+    if not schedule.white:
+        raise _refusal("the noise of schedule=offset and pyramid is coloured, and the pipelines of diffusers draw white noise")
     if kind is Preconditioned:
         assert isinstance(prediction, Preconditioned)
         return _edm(schedule, prediction.sigma_data)

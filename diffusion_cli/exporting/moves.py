@@ -25,6 +25,10 @@ GUIDANCE = 4.0  # of texts in the loop of the card, where the run's previews hav
 def walk_of(model: Model) -> dict[str, Any]:
     """The moves from noise to picture at the times of the run's own grid, in float64. Raises ConfigError."""
     prediction, schedule, settings = model.denoiser.prediction, model.denoiser.schedule, model.settings
+    if not schedule.white:
+        raise ConfigError(
+            f"to={settings.written} writes a walk that starts from white noise, and this schedule's is coloured: to=folder"
+        )
     sampler = build(model.node["sampler"], Sampler, "sampler", trust=settings.trust)
     if settings.steps is not None:
         sampler = dataclasses.replace(sampler, steps=settings.steps)

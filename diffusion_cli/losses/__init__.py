@@ -8,6 +8,10 @@ from diffusion_cli.losses.norms import Adaptive as Adaptive
 from diffusion_cli.losses.norms import Huber as Huber
 from diffusion_cli.losses.norms import Norm as Norm
 from diffusion_cli.losses.perceptual import Perceptual as Perceptual
+from diffusion_cli.losses.terms import Contrastive as Contrastive
+from diffusion_cli.losses.terms import Dispersive as Dispersive
+from diffusion_cli.losses.terms import Term as Term
+from diffusion_cli.losses.terms import Told as Told
 from diffusion_cli.losses.times import Discrete as Discrete
 from diffusion_cli.losses.times import Importance as Importance
 from diffusion_cli.losses.times import LogitNormal as LogitNormal

@@ -7,6 +7,7 @@ and this x0, taken as given, is the hint of the question that is trained; the ot
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -22,7 +23,7 @@ from diffusion_cli.data.streaming import mended
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.evaluation.denoising import errors_by_level
 from diffusion_cli.guidance import Guidance, Unguided
-from diffusion_cli.losses import Loss
+from diffusion_cli.losses import Loss, Term, Told
 from diffusion_cli.objectives.captions import Captions, captions, told_of
 from diffusion_cli.objectives.coupling import Coupling
 from diffusion_cli.objectives.kept import kept
@@ -44,9 +45,9 @@ class Denoising(Objective):
     taught: the labels that the network is told, none if it is not; previews: pictures in a preview; codec, texts: the frozen
     parts that it stands on. label_dropout: the share of pictures with the null label or caption, each on its own;
     self_conditioning: the share of pictures with a hint, each on its own; cache: latents and tokens of all pictures are made
-    once (kept.py); coupling: of noise and pictures, None for chance; augment: how pictures are moved about; method, teacher:
-    what is learned instead of the picture itself. ValueError: a guidance of previews that this network cannot have, a coupling
-    of texts, augmented latents, a method that cannot train it.
+    once (kept.py); coupling: of noise and pictures, None for chance; augment: how pictures are moved about; term: added to the
+    loss; method, teacher: what is learned instead of the picture itself. ValueError: a guidance of previews or a term that this
+    network cannot have, a coupling of texts, augmented latents, a method that cannot train it.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Denoising(Objective):
         cache: bool = True,
         coupling: Coupling | None = None,
         augment: Augment | None = None,
+        term: Term | None = None,
         method: Method | None = None,
     ):
         super().__init__()
@@ -83,8 +85,10 @@ class Denoising(Objective):
             method.check(denoiser, loss)
             if self_conditioning:
                 raise ValueError("objective.self_conditioning and few steps do not go together: leave one out")
-            if augment is not None:
-                raise ValueError("objective/augment and few steps do not go together: leave one out")
+            if augment is not None or term is not None:
+                raise ValueError(
+                    f"objective/{'term' if augment is None else 'augment'} and few steps do not go together: leave one out"
+                )
         self.denoiser = denoiser
         self.criterion = loss
         self.sampler = replace(sampler, clip=sampler.clip and codec.bounded)
@@ -94,8 +98,10 @@ class Denoising(Objective):
         self.label_dropout = label_dropout
         self.self_conditioning = self_conditioning
         self.cache = cache
-        self.coupling, self.augment = coupling, augment
-        self.coupled = coupling is not None
+        self.coupling, self.augment, self.term = coupling, augment, term
+        self.coupled = coupling is not None or term is not None
+        if term is not None:
+            term.check(denoiser.network, loss)
         self.method = method
         self._codec, self._texts = Aside(codec), Aside(texts)
         self._teacher = Aside(teacher)
@@ -162,8 +168,12 @@ class Denoising(Objective):
             loss = self.method.loss(lesson)
             return loss, {"loss_by_noise": by_noise(t, loss.detach())}
         x = schedule.mix(x0, noise, t)
-        F = self.denoiser.output(x, t, told, self._hint(x, t, told, moved, source), moved)
+        hint = self._hint(x, t, told, moved, source)
+        with nullcontext([]) if self.term is None else self.term.listening(self.network) as heard:
+            F = self.denoiser.output(x, t, told, hint, moved)
         loss = self.criterion(F, prediction.target(x0, noise, t), t, correction, prediction)  # [B]
+        if self.term is not None:
+            loss = loss + self.term(Told(x0, noise, t, correction, F, heard), prediction, self.criterion)
         return loss, {"loss_by_noise": by_noise(t, loss.detach())}
 
     def figure_names(self, tally: str) -> list[str]:
