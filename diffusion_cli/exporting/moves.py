@@ -15,6 +15,7 @@ from typing import Any
 
 from diffusion_cli.build import build
 from diffusion_cli.denoiser import HINT_RANGE
+from diffusion_cli.errors import ConfigError
 from diffusion_cli.exporting.parcel import Model
 from diffusion_cli.exporting.parts import Part
 from diffusion_cli.samplers import Sampler
