@@ -45,11 +45,14 @@ def faster(network: nn.Module) -> None:
     try:
         library()
     except Unavailable as error:
-        say(f"convolutions: {error}, so torch's are used: two to three times slower, and equal to rounding")
+        _say_once(f"convolutions: {error}, so torch's are used: two to three times slower, and equal to rounding")
         return
     for layer in layers:
         layer.__class__ = WinogradConv2d
     network.register_forward_pre_hook(_channels_last)
+
+
+_say_once = functools.cache(say)  # of a network, its codec and its guide
 
 
 def suits(conv: nn.Conv2d) -> bool:
