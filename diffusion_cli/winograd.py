@@ -84,7 +84,9 @@ class WinogradConv2d(nn.Conv2d):
 
     def takes(self, x: Tensor) -> bool:
         """Whether the tiles cover at most twice the picture, and nothing but the numbers is asked for."""
-        if x.dim() != 4 or x.dtype is not torch.float32 or x.device.type != "cpu" or x.shape[1] != self.in_channels:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            return False
+        if any(one.dtype is not torch.float32 or one.device.type != "cpu" for one in (x, self.weight)):
             return False
         H, W = x.shape[2:]
         fits = -(-H // TILE) * -(-W // TILE) * TILE**2 <= 2 * H * W

@@ -194,6 +194,8 @@ def test_what_is_not_of_its_kind_is_left_to_torch() -> None:
         assert ours(x).dtype is torch.bfloat16
     with pytest.raises(RuntimeError, match="expected input"):
         ours(torch.randn(2, 64, 8, 8))
+    with pytest.raises(RuntimeError, match="type"):
+        copy.deepcopy(ours).double()(x)
 
 
 def test_derivatives_that_it_has_not() -> None:
