@@ -60,7 +60,7 @@ _say_once = functools.cache(say)  # of a network, its codec and its guide
 
 def suits(conv: nn.Conv2d) -> bool:
     """Whether the kernel is the one, and the channels fill the source's panels."""
-    plain = conv.stride == conv.dilation == (1, 1) and conv.padding == (1, 1) and conv.padding_mode == "zeros"
+    plain = conv.stride == conv.dilation == (1, 1) and conv.padding in ((1, 1), "same") and conv.padding_mode == "zeros"
     whole = conv.in_channels % PANEL == 0 and conv.out_channels % PANEL == 0
     return plain and whole and conv.groups == 1 and conv.kernel_size == (3, 3) and conv.weight.dtype is torch.float32
 
