@@ -277,7 +277,8 @@ extern "C" void winograd_weights_gradient(const float* x, const float* dy, float
                     transform<TILE, transform_tile>(grid, dy, K, zeros.get(), 0, first, count, k0, ks, g, far, ld);
                     for (long i = 0; i < POINTS; i++)
                         for (long k = 0; k < ks; k += PANEL)
-                            product_of<true>(cs, v + i * far, 1, ld, g + i * far + k, ld, count, sums + i * BLOCK * BLOCK + k, BLOCK);
+                            product_of<true>(cs, v + i * far, 1, ld, g + i * far + k, ld, count,
+                                             sums + i * BLOCK * BLOCK + k, BLOCK);
                 }
                 for (long c = 0; c < cs; c++)
                     for (long k = 0; k < ks; k += WIDE) {

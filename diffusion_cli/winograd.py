@@ -32,29 +32,35 @@ from diffusion_cli.runs import cache_home, say
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma")}  # by torch's word for what the CPU can do
 TILE, POINTS, PANEL, BLOCK = 4, 36, 32, 64  # as in the source; PANEL: what it asks channels to be multiples of
-
+WORTH = 64 * 64  # channels in times channels out
 
 # -- layers -----------------------------------------------------------------------------------------------------------------
 
 
 def faster(network: nn.Module) -> None:
-    """Gives the network's layers these convolutions where they suit them; one line instead where they cannot be had."""
+    """Gives the network's layers these convolutions where they suit them; one line instead where they cannot be had.
+
+    A network of narrower layers than WORTH, such as that of the bundled digits, gains nothing and is left as it is.
+    """
     layers = [module for module in network.modules() if type(module) is nn.Conv2d and suits(module)]
-    if not layers:
+    if not any(layer.in_channels * layer.out_channels >= WORTH for layer in layers):
         return
     try:
         library()
     except Unavailable as error:
-        say(f"convolutions: {error}, so torch's are used: two to three times slower, and equal to rounding")
+        _say_once(f"convolutions: {error}, so torch's are used: two to three times slower, and equal to rounding")
         return
     for layer in layers:
         layer.__class__ = WinogradConv2d
     network.register_forward_pre_hook(_channels_last)
 
 
+_say_once = functools.cache(say)  # of a network, its codec and its guide
+
+
 def suits(conv: nn.Conv2d) -> bool:
-    """Whether the kernel is the one, and the channels fill the source's panels: wherever they do, it was measured faster."""
-    plain = conv.stride == conv.dilation == (1, 1) and conv.padding == (1, 1) and conv.padding_mode == "zeros"
+    """Whether the kernel is the one, and the channels fill the source's panels."""
+    plain = conv.stride == conv.dilation == (1, 1) and conv.padding in ((1, 1), "same") and conv.padding_mode == "zeros"
     whole = conv.in_channels % PANEL == 0 and conv.out_channels % PANEL == 0
     return plain and whole and conv.groups == 1 and conv.kernel_size == (3, 3) and conv.weight.dtype is torch.float32
 
@@ -78,7 +84,9 @@ class WinogradConv2d(nn.Conv2d):
 
     def takes(self, x: Tensor) -> bool:
         """Whether the tiles cover at most twice the picture, and nothing but the numbers is asked for."""
-        if x.dim() != 4 or x.dtype is not torch.float32 or x.device.type != "cpu" or x.shape[1] != self.in_channels:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            return False
+        if any(one.dtype is not torch.float32 or one.device.type != "cpu" for one in (x, self.weight)):
             return False
         H, W = x.shape[2:]
         fits = -(-H // TILE) * -(-W // TILE) * TILE**2 <= 2 * H * W

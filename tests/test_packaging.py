@@ -186,7 +186,7 @@ def test_commands_have_their_function(command: str) -> None:
 
 @pytest.mark.slow
 def test_wheel_is_whole(tmp_path: Path) -> None:
-    """The wheel holds the code, every config under diffusion_cli/configs, and the digits; and nothing else."""
+    """The wheel holds the code, in C++ too, every config under diffusion_cli/configs, and the digits; and nothing else."""
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(REPO)]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -198,7 +198,7 @@ def test_wheel_is_whole(tmp_path: Path) -> None:
     assert configs
     page = {file.relative_to(REPO).as_posix() for file in (PACKAGE / "report").iterdir() if file.is_file()}
     assert {"diffusion_cli/report/page.html", "diffusion_cli/report/echarts.LICENSE.txt"} <= page
-    assert configs | sources | page | {"diffusion_cli/data/digits.npz"} <= names
+    assert configs | sources | page | {"diffusion_cli/data/digits.npz", "diffusion_cli/winograd.cpp"} <= names
     ours = ("diffusion_cli/", "diffusion_cli-", "hydra_plugins/diffusion_cli.py")
     assert not [name for name in names if not name.startswith(ours)]
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
