@@ -190,7 +190,8 @@ def test_labels(option):
         with pytest.raises(ValueError, match=r"tokens \[B, L, 6\] were expected, and given: (none|\[2\])"):
             network(x, time, torch.tensor([0, 1]) if option == "mmdit" else None)
         return
-    assert torch.equal(network(x, time), answers[NULL])
+    with torch.no_grad():
+        assert torch.equal(network(x, time), answers[NULL])
     with pytest.raises(ValueError, match="num_classes is 0"):
         small(option)(x, time, torch.tensor([0, 1]))
 
@@ -273,7 +274,7 @@ def test_it_learns_a_batch_by_heart(option):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert losses[-1] < 0.5 * losses[0], losses
+    assert losses[-1] < 0.7 * losses[0], losses
 
 
 @one_of_each_class

@@ -13,7 +13,7 @@ from diffusion_cli.assembly import denoiser_of
 from diffusion_cli.ema import update
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.models import magnitudes
-from diffusion_cli.models.magnitudes import Weights
+from diffusion_cli.models.magnitudes import Kept, Table, Weights
 from diffusion_cli.models.resampling import doubled, halved
 from diffusion_cli.models.transformer import angles, turned
 from diffusion_cli.vision import mend_torchvision
@@ -95,6 +95,7 @@ def test_magnitudes_are_kept():
     for layer in (Weights(200, 300), Weights(200, 300, 1), Weights(200, 300, 3)):
         x = a if layer.weight.ndim == 4 else a.movedim(1, -1)
         assert size(layer(x)) == pytest.approx(1, abs=0.05)
+    assert size(Table(10, 500)(torch.arange(10))) == pytest.approx(1, abs=0.01)
     assert size(magnitudes.Waves(500, 1.0)(torch.linspace(-2, 2, 100))) == pytest.approx(1, abs=0.05)
 
 
@@ -111,10 +112,11 @@ def test_every_block_of_edm2_keeps_unit_variance(option):
 def test_weights_keep_their_length_while_they_train():
     network = stir(make("edm2_small", 1, 8, NULL))
     x, time = batch(1, 8)
-    layers = [part for part in network.modules() if isinstance(part, Weights)]
+    layers = [part for part in network.modules() if isinstance(part, Kept)]
+    assert network.class_embedding in layers
 
     def strange():
-        return max((layer.weight.square().flatten(1).mean(1) - 1).abs().max().item() for layer in layers)
+        return max((layer.weight.square().mean(layer.dims) - 1).abs().max().item() for layer in layers)
 
     with torch.no_grad():
         for layer in layers:
@@ -133,8 +135,8 @@ def test_weights_keep_their_length_while_they_train():
         F, again = network(x, time), network(x, time)  # two passes before the gradients of either
         (F + again).square().sum().backward()
         for layer in layers:
-            along = (layer.weight * layer.weight.grad).flatten(1).sum(1)
-            assert (along.abs() < 1e-2 * layer.weight.grad.flatten(1).norm(dim=1) + 1e-4).all(), "no gradient along a weight"
+            along = (layer.weight * layer.weight.grad).sum(layer.dims).abs()
+            assert (along < 1e-2 * torch.linalg.vector_norm(layer.weight.grad, dim=layer.dims) + 1e-4).all(), "none along it"
         optimizer.step()
         optimizer.zero_grad()
         update(shadow, network, 0.5)

@@ -49,7 +49,7 @@ def weights_of_theirs(network: DiT, peer: nn.Module) -> dict[str, Tensor]:
     p, c = network.patch_size, network.channels
     ours = dict(network.state_dict())
     if network.class_embedding is None:  # any label is told, and says nothing
-        ours["class_embedding.weight"] = torch.zeros(2, network.patches_in.out_features)
+        ours["class_embedding.weight"] = torch.zeros(2, network.width)
     weights = {"pos_embed.proj.weight": ours["patches_in.weight"].unflatten(1, (c, p, p))}
     for end in ("weight", "bias"):
         weights[f"proj_out_2.{end}"] = ours[f"patches_out.{end}"].unflatten(0, (c, p, p)).movedim(0, 2).flatten(0, 2)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from diffusion_cli.models.magnitudes import Waves, Weights, joined, mixed, silu, unit
+from diffusion_cli.models.magnitudes import Table, Waves, Weights, joined, mixed, silu, unit
 from diffusion_cli.models.network import Network, check_halvings
 from diffusion_cli.models.resampling import doubled, halved
 from diffusion_cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Rate
@@ -109,7 +109,7 @@ class EDM2(Network):
 
         waves = width * multipliers[0]
         self.waves, self.time = Waves(waves, bandwidth), Weights(waves, emb)
-        self.label = Weights(num_classes + 1, emb) if num_classes else None
+        self.class_embedding = Table(num_classes + 1, emb) if num_classes else None
         here = width * multipliers[0]
         self.conv_in = Weights(1 + channels + hint_channels, here, 3)
         skips, down, up = [here], list[Block](), list[Block]()
@@ -135,8 +135,7 @@ class EDM2(Network):
         emb = self.time(self.waves(time))  # [B, E]
         labels = self.labels(x, cond)
         if labels is not None:
-            one_hot = nnf.one_hot(labels, self.num_classes + 1).to(emb)  # [B, N]
-            emb = mixed(emb, self.label(one_hot * (self.num_classes + 1) ** 0.5), 0.5)
+            emb = mixed(emb, self.class_embedding(labels), 0.5)  # [B, E]
         emb = silu(emb)
         h = self.conv_in(torch.cat([torch.ones_like(x[:, :1]), x], dim=1))  # [B, width, H, W]
         skips = [h]

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 _EPS = 1e-4
 
 
-def unit(x: Tensor, dim: int) -> Tensor:
-    """x with a root mean square of 1 along a dimension."""
-    rms = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32) / x.shape[dim] ** 0.5
-    return x / (_EPS + rms).to(x.dtype)
+def unit(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """x with a root mean square of 1 along the dimensions."""
+    length = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32)
+    return x / (_EPS + length * (length.numel() / x.numel()) ** 0.5).to(x.dtype)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -42,26 +42,46 @@ def joined(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
     return torch.cat([c * (1 - t) / n_a**0.5 * a, c * t / n_b**0.5 * b], dim=1)
 
 
-class Weights(nn.Module):
-    """A linear map of the last dimension (kernel 0), or a convolution. In training its weights are kept at length sqrt(N).
+class Kept(nn.Module):
+    """A tensor of weights of which only the direction along some dimensions counts; in training its length is kept at sqrt(N).
 
-    They are put back to it at the beginning of a forward pass with gradients, before they are read: the optimizer's last step
-    lengthened them a little, and nothing depends on their length but how far the next step turns them.
+    It is put back to that at the beginning of a forward pass with gradients, before it is read: the optimizer's last step
+    lengthened it a little, and nothing depends on the length but how far the next step turns it.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernel: int = 0):
+    def __init__(self, shape: tuple[int, ...], dims: tuple[int, ...]):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(c_out, c_in, *[kernel] * (2 if kernel else 0)))
+        self.dims = dims
+        self.weight = nn.Parameter(torch.randn(shape))
+
+    def direction(self) -> Tensor:
+        """The weights at length 1, float32."""
+        if self.training and torch.is_grad_enabled():
+            # .data: a first pass of the same step may have kept the weights for its gradient, to which this is no change.
+            self.weight.data.copy_(unit(self.weight.detach(), self.dims))
+        v = self.weight.float()
+        return v / (_EPS + torch.linalg.vector_norm(v, dim=self.dims, keepdim=True))
+
+
+class Weights(Kept):
+    """A linear map of the last dimension (kernel 0), or a convolution."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int = 0):
+        super().__init__((c_out, c_in, kernel, kernel) if kernel else (c_out, c_in), (1, 2, 3) if kernel else (1,))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        v = self.weight.flatten(1).float()  # [c_out, N]
-        if self.training and torch.is_grad_enabled():
-            # .data: a first pass of the same step may have kept them for its gradient, which this does not change.
-            self.weight.data.copy_((unit(v.detach(), 1)).view_as(self.weight))
-            v = self.weight.flatten(1).float()
-        w = v * (gain / (_EPS + torch.linalg.vector_norm(v, dim=1, keepdim=True)))  # [c_out, N]
-        w = w.view_as(self.weight).to(x.dtype)
+        w = (gain * self.direction()).to(x.dtype)
         return nnf.linear(x, w) if w.ndim == 2 else nnf.conv2d(x, w, padding=w.shape[-1] // 2)
+
+
+class Table(Kept):
+    """Labels [B] to [B, width]: a linear map of sqrt(N) times the one-hot label, its weights as [N, width]."""
+
+    def __init__(self, rows: int, width: int):
+        super().__init__((rows, width), (0,))
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return nnf.embedding(labels, len(self.weight) ** 0.5 * self.direction())
 
 
 class Waves(nn.Module):

@@ -26,7 +26,7 @@ class TokenBlock(nn.Module):
     def __init__(self, width: int, heads: int, mlp_width: int, dropout: float, long: bool):
         super().__init__()
         self.heads = heads
-        self.long = nn.Linear(2 * width, width) if long else None
+        self.long = nn.Linear(2 * width, width) if long else nn.Identity()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width)
@@ -35,7 +35,7 @@ class TokenBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
-        if self.long is not None:
+        if before is not None:
             x = self.long(torch.cat([x, before], dim=2))  # [B, L, D]
         q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).transpose(1, 3).unbind(2)  # each [B, heads, L, d]
         x = x + self.out(nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # [B, L, D]
