@@ -90,6 +90,7 @@ def test_every_part_answers_as_in_the_run(place: Place, form: str, tmp_path: Pat
     assert np.abs(np.asarray(made["pictures"], dtype=float) - pixels.numpy()).max() <= 1
 
 
+@pytest.mark.slow
 def test_without_what_makes_tokens_the_card_says_so(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     def forward(self: Texts, ids: Tensor, mask: Tensor) -> Tensor:
         return ids[: int(ids.sum().item())]

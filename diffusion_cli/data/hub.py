@@ -126,7 +126,9 @@ def _from_files(path: Path, split: str) -> "datasets.Dataset | None":
     path = existing(path)
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if not files:
-        raise DataError(f"dataset.path={path}: there is no parquet file in this folder or below it")
+        raise DataError(
+            f"dataset.path={path}: there is no parquet file in this folder or below it; picture files: dataset=folder"
+        )
     chosen = [file for file in files if _split_of(file, path) in SPLITS.get(split, (split,))]
     if not chosen:
         return None
