@@ -55,8 +55,11 @@ def weighed() -> Any:
             trainer.guard.norm = told
             if trainer.group.me.world > 1:
                 print(f"GROUPS {len(blocks(trainer.objective.network)) + 1}", flush=True)
-                scatter = dist.reduce_scatter_single
-                dist.reduce_scatter_single = lambda *a, **k: print("SENT", flush=True) or scatter(*a, **k)
+                name = (
+                    "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+                )  # torch 2.13
+                scatter = getattr(dist, name)
+                setattr(dist, name, lambda *given, **named: print("SENT", flush=True) or scatter(*given, **named))
 
     return watched_step(act)
 
