@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from diffusion_cli import checkpoint
+from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint, Damaged
-from diffusion_cli.ema import LONGEST, exponent
+from diffusion_cli.ema import EMA, LONGEST, Power, exponent
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.pretrained.trained import GROUPS, Trained
 from diffusion_cli.runs import say
@@ -44,10 +45,11 @@ def weights_of(found: Trained, weights: str | float, quiet: bool = False) -> dic
     """ema, raw, or an average of that length. Raises Damaged, or ConfigError for a length that cannot be made."""
     if isinstance(weights, str):
         return found.tensors(GROUPS[weights])
-    ema = found.config["config"].get("ema", {})
-    if not isinstance(found, Checkpoint) or not ema.get("beside"):
+    node = found.config["config"].get("ema")
+    rule = build(node, EMA, "ema") if isinstance(found, Checkpoint) and node is not None else None
+    if not isinstance(found, Checkpoint) or not isinstance(rule, Power):
         raise ConfigError(f"weights={weights}: averages of other lengths are made from a run that was trained with ema=power")
-    lengths = {"average": ema["length"], "second": ema["beside"]}
+    lengths = {"average": rule.length, "second": rule.beside}
     for group, length in lengths.items():
         if weights == length:
             return found.tensors(group)
