@@ -85,7 +85,6 @@ class Teacher:
 
     denoiser: Denoiser
     facts: Facts
-    digest: str
     said: str
 
 
@@ -115,7 +114,7 @@ class Stages:
             found["texts"] = TextFacts(digest=self.texts.digest, width=self.texts.width, length=self.texts.length)
         if self.teacher is not None:
             _same_pictures(found, self.teacher)
-            found["teacher"] = self.teacher.digest
+            found["teacher"] = self.teacher.denoiser.digest
         return found
 
 
