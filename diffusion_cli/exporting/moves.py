@@ -100,6 +100,8 @@ def example(model: Model) -> tuple[torch.Tensor, ...]:
     network = model.denoiser.network
     if network.text_width:
         raise ConfigError(f"a network that reads texts ({type(network).__name__}) is no graph so far: to=folder takes it")
+    if network.two_times:
+        raise ConfigError("a network of two times (objective=meanflow) is no graph so far: to=folder and safetensors take it")
     x = torch.zeros(2, network.channels + network.hint_channels, network.image_size, network.image_size)
     labels = (torch.zeros(2, dtype=torch.long),) if network.num_classes else ()
     return x, torch.ones(2), *labels

@@ -62,6 +62,7 @@ class DDPMpp(Network):
         image_size: PositiveInt,
         num_classes: NonNegativeInt,
         hint_channels: NonNegativeInt = 0,
+        two_times: bool = False,
         width: PositiveInt = 128,
         multipliers: tuple[PositiveInt, ...] = (2, 2, 2),
         blocks: PositiveInt = 4,
@@ -69,7 +70,7 @@ class DDPMpp(Network):
         dropout: Rate = 0.13,
         groups: PositiveInt = 32,
     ):
-        super().__init__(channels, image_size, num_classes, hint_channels)
+        super().__init__(channels, image_size, num_classes, hint_channels, two_times=two_times)
         last, emb = len(multipliers) - 1, 4 * width
         if not multipliers or width % 4 or width % groups:
             raise ValueError(
@@ -81,6 +82,7 @@ class DDPMpp(Network):
             return ScaledBlock(c_in, c_out, emb, groups, dropout, way, attend)
 
         self.linear1, self.linear2 = nn.Linear(width, emb), nn.Linear(emb, emb)
+        self.span = nn.Linear(width, width) if two_times else None
         self.class_embedding = self.class_table(width)
         self.conv_in = nn.Conv2d(channels + hint_channels, width, 3, padding=1)
         here, skips, down, up = width, [width], list[ScaledBlock](), list[ScaledBlock]()
@@ -105,7 +107,10 @@ class DDPMpp(Network):
         self._initialise()
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        emb = sinusoids(time.float(), self.linear1.in_features, "sin_cos", 1)  # [B, width]
+        width = self.linear1.in_features
+        emb = sinusoids(time.float() if self.span is None else time[:, 0].float(), width, "sin_cos", 1)  # [B, width]
+        if self.span is not None:
+            emb = emb + self.span(sinusoids(time[:, 1].float(), width, "sin_cos", 1))  # [B, width]
         labels = self.labels(x, cond)
         if labels is not None:
             emb = emb + self.class_embedding(labels)  # [B, width]
@@ -133,3 +138,5 @@ class DDPMpp(Network):
             if isinstance(part, SelfAttention):
                 nn.init.zeros_(part.out.weight)
         nn.init.zeros_(self.conv_out.weight)
+        if self.span is not None:
+            nn.init.zeros_(self.span.weight)
