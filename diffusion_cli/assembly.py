@@ -87,7 +87,6 @@ class Teacher:
 
     denoiser: Denoiser
     facts: Facts
-    digest: str
     said: str
 
 
@@ -124,7 +123,7 @@ class Stages:
             found["perceptual"] = self.perceptual.digest
         if self.teacher is not None:
             _same_pictures(found, self.teacher)
-            found["teacher"] = self.teacher.digest
+            found["teacher"] = self.teacher.denoiser.digest
         return found
 
 

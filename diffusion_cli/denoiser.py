@@ -46,6 +46,7 @@ class Denoiser(nn.Module):
     """
 
     null: Tensor
+    digest = ""  # of the checkpoint that it was read from, where it serves as a teacher
     goal: Callable[[Tensor], Tensor] | None = None  # t -> the s that a network of two times leads to; None: t itself
 
     def __init__(self, network: Network, prediction: Prediction, length: int = 0):

@@ -151,7 +151,9 @@ def _teacher(objective: Mapping[str, Any], trust: tuple[str, ...]) -> Teacher | 
     if place is None:
         return None
     found = find(place, "objective.method.teacher")
-    return Teacher(load_denoiser(found, "ema", trust), found.config["facts"], found.digest, found.said)
+    denoiser = load_denoiser(found, "ema", trust)
+    denoiser.digest = found.digest
+    return Teacher(denoiser, found.config["facts"], found.said)
 
 
 def carry(node: Mapping[str, Any], folder: Path, trust: tuple[str, ...] = ()) -> None:

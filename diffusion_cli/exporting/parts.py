@@ -15,6 +15,7 @@ from diffusion_cli.assembly import Stages
 from diffusion_cli.codecs import Codec
 from diffusion_cli.conditioning import Conditioner
 from diffusion_cli.conditioning.tokenizer import Tokens
+from diffusion_cli.errors import ConfigError
 from diffusion_cli.exporting.parcel import Model
 
 LARGEST = 63  # pictures at once where diffusers' Upsample2D is: from 64 on it takes another path
@@ -76,7 +77,10 @@ class Decoder(nn.Module):
 
 
 def network_of(model: Model) -> Part:
+    """Raises ConfigError for a network of two times."""
     network = model.denoiser.network
+    if network.two_times:
+        raise ConfigError("a network of two times (objective=meanflow) is no graph so far: to=folder and safetensors take it")
     x = torch.zeros(2, network.channels + network.hint_channels, network.image_size, network.image_size)
     inputs, length = {"x": x, "time": torch.ones(2)}, len(model.denoiser.null) if network.text_width else 0
     if network.text_width:

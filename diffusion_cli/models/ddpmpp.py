@@ -84,6 +84,7 @@ class DDPMpp(Network):
         num_classes: NonNegativeInt,
         hint_channels: NonNegativeInt = 0,
         augment_width: NonNegativeInt = 0,
+        two_times: bool = False,
         width: PositiveInt = 128,
         multipliers: tuple[PositiveInt, ...] = (2, 2, 2),
         blocks: PositiveInt = 4,
@@ -95,7 +96,7 @@ class DDPMpp(Network):
         encoder: Literal["plain", "residual"] = "plain",
         bandwidth: PositiveFloat = 16.0,
     ):
-        super().__init__(channels, image_size, num_classes, hint_channels, augment_width=augment_width)
+        super().__init__(channels, image_size, num_classes, hint_channels, augment_width=augment_width, two_times=two_times)
         last, emb = len(multipliers) - 1, 4 * width
         if not multipliers or width % 4 or width % groups:
             raise ValueError(
@@ -108,6 +109,7 @@ class DDPMpp(Network):
 
         waves = 2 * width if embedding == "fourier" else width
         self.linear1, self.linear2 = nn.Linear(waves, emb), nn.Linear(emb, emb)
+        self.span = nn.Linear(waves, waves) if two_times else None
         self.class_embedding = self.class_table(waves)
         self.augment_embedding = self.augment_table(waves)
         self.conv_in = nn.Conv2d(channels + hint_channels, width, 3, padding=1)
@@ -138,10 +140,10 @@ class DDPMpp(Network):
         self._initialise()
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
-        if self.waves is not None:
-            emb = self.waves(time)  # [B, 2 width]
-        else:
-            emb = sinusoids(time.float(), self.linear1.in_features, "sin_cos", 1)  # [B, width]
+        t, width = time if self.span is None else time[:, 0], self.linear1.in_features
+        emb = self.waves(t) if self.waves is not None else sinusoids(t.float(), width, "sin_cos", 1)  # [B, width] or twice that
+        if self.span is not None:
+            emb = emb + self.span(sinusoids(time[:, 1].float(), width, "sin_cos", 1))  # as wide
         labels = self.labels(x, cond)
         if labels is not None:
             emb = emb + self.class_embedding(labels)  # as wide
@@ -174,3 +176,5 @@ class DDPMpp(Network):
             if isinstance(part, SelfAttention):
                 nn.init.zeros_(part.out.weight)
         nn.init.zeros_(self.conv_out.weight)
+        if self.span is not None:
+            nn.init.zeros_(self.span.weight)

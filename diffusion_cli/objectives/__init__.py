@@ -10,3 +10,5 @@ from diffusion_cli.objectives.mean_flow import MeanFlow as MeanFlow
 from diffusion_cli.objectives.method import Method as Method
 from diffusion_cli.objectives.objective import Objective as Objective
 from diffusion_cli.objectives.objective import Tally as Tally
+from diffusion_cli.objectives.progressive import Progressive as Progressive
+from diffusion_cli.objectives.reflow import Reflow as Reflow

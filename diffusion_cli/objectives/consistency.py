@@ -62,7 +62,7 @@ class Consistency(Method):
             if lesson.teacher is None:
                 x_s = schedule.mix(lesson.x0, lesson.noise, s)
             else:
-                x_s = flowed(lesson, s, self.solver == "heun")
+                x_s = flowed(lesson, x, t, s, self.solver == "heun")
             clean = over_pictures(s == 0, x) > 0
             target = torch.where(clean, x_s, denoiser(x_s, torch.where(s == 0, t, s), lesson.told))
         error = lesson.criterion.norm(denoiser(x, t, lesson.told), target)  # [B]
@@ -82,9 +82,10 @@ class Consistency(Method):
         return s.float(), (rho * share).float()
 
 
-def flowed(lesson: Lesson, s: Tensor, heun: bool) -> Tensor:
-    """x_t carried to s [B] by the teacher's probability flow: one step of Heun, or of Euler, which is DDIM."""
-    schedule, x, t = lesson.denoiser.schedule, lesson.x, lesson.t
+def flowed(lesson: Lesson, x: Tensor, t: Tensor, s: Tensor, heun: bool = False) -> Tensor:
+    """x [B, C, H, W] at t [B] carried to s [B] by the teacher's probability flow: one step of Heun, or of Euler, which is
+    DDIM."""
+    schedule = lesson.denoiser.schedule
     x0 = lesson.foreseen_by_teacher(x, t)
     y = schedule.transfer(x, x0, t, s)
     if not heun:

@@ -27,7 +27,7 @@ from diffusion_cli.losses import Loss, Term, Told
 from diffusion_cli.objectives.captions import Captions, captions, told_of
 from diffusion_cli.objectives.coupling import Coupling
 from diffusion_cli.objectives.kept import kept
-from diffusion_cli.objectives.method import Lesson, Method
+from diffusion_cli.objectives.method import Lesson, Method, Pairs
 from diffusion_cli.objectives.noise_levels import BIN_NAMES, by_noise
 from diffusion_cli.objectives.objective import Aside, Objective, Tally
 from diffusion_cli.randomness import Source
@@ -107,6 +107,7 @@ class Denoising(Objective):
         self._teacher = Aside(teacher)
         self._latents: Callable[[Tensor, Tensor | None], Tensor] | None = None  # (ids, mirrored) [B] each
         self._captions: Captions | None = None
+        self._pairs: Pairs | None = None
         if texts is not None and not denoiser.null.is_meta:
             denoiser.null.copy_(texts.null())
 
@@ -132,6 +133,8 @@ class Denoising(Objective):
         self.codec.to(device)
         if self._teacher.module is not None:
             self._teacher.module.to(device)
+        if self.method is not None:
+            self._pairs = self.method.prepared(self._teacher.module, self.taught, self.cache, device)
         if self.texts is not None:
             self._captions = Captions(pictures, self.texts.to(device), self.cache, device)
         if self.cache and self.codec.digest:
@@ -164,7 +167,9 @@ class Denoising(Objective):
         if self.coupling is not None:
             noise = self.coupling(x0, noise, batch.label if self.taught else None)
         if self.method is not None:
-            lesson = Lesson(self.denoiser, self.criterion, source, x0, noise, t, correction, told, self._teacher.module)
+            lesson = Lesson(
+                self.denoiser, self.criterion, source, x0, noise, t, correction, told, self._teacher.module, self._pairs
+            )
             loss = self.method.loss(lesson)
             return loss, {"loss_by_noise": by_noise(t, loss.detach())}
         x = schedule.mix(x0, noise, t)
@@ -256,7 +261,9 @@ class Denoising(Objective):
             ask = lambda x, t, told=told: self.denoiser(x, t, told)  # noqa: E731
             here = Source(source.seed, source.slots[first : first + len(ids)], source.step)
             images = gather(pictures, ids).to(device)
-            for name, errors in errors_by_level(ask, self.denoiser.schedule, images, here, self.codec).items():
+            found = errors_by_level(ask, self.denoiser.schedule, images, here, self.codec)
+            found |= {} if self.method is None else self.method.figures(self.denoiser, here, told)
+            for name, errors in found.items():
                 sums[name] = sums.get(name, 0) + errors.sum()
         return {name: float(total) / count for name, total in sums.items()}
 

@@ -5,7 +5,7 @@ previews, stays Denoising's. A teacher is a frozen denoiser, needed for training
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -17,6 +17,8 @@ from diffusion_cli.guidance.auto import carried
 from diffusion_cli.losses import Loss
 from diffusion_cli.randomness import Source
 from diffusion_cli.schedules import over_pictures
+
+Pairs = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]  # numbers [B] -> x0, noise [B, C, H, W], labels [B] or None
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Lesson:
     correction: Tensor
     told: Tensor | None
     teacher: Denoiser | None = None
+    pairs: Pairs | None = None
 
     @property
     def x(self) -> Tensor:
@@ -71,9 +74,17 @@ class Method(ABC):
         """ValueError where such a denoiser cannot be trained so."""
         return
 
+    def prepared(self, teacher: Denoiser | None, taught: list[int], cache: bool, device: torch.device) -> Pairs | None:
+        """What is made once, before the first step, and then Lesson.pairs. cache: kept.py may keep it."""
+        return None
+
     @abstractmethod
     def loss(self, lesson: Lesson) -> Tensor:
         """[B]. All randomness comes from lesson.source, but for dropout."""
+
+    def figures(self, denoiser: Denoiser, source: Source, told: Tensor | None) -> Mapping[str, Tensor]:
+        """Figures [B] of an evaluation besides those of denoising."""
+        return {}
 
 
 @contextmanager
