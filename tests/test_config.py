@@ -58,6 +58,10 @@ TINY_CLIP = (
     "model.width=8", "model.depth=1", "model.heads=1", "model.text_width=8", "model.text_depth=1", "model.text_heads=1",
     "model.embedding=4", "model.patch=4", "objective.vocabulary=260",
 )  # fmt: skip
+READERS = {  # tests/test_text_networks.py, test_export_texts.py
+    "mmdit": "model: MMDiT reads texts, and none were chosen: .* choose model=dit",
+    "unet2d_condition": "model: UNet2DCondition reads texts, and no labels: it needs a text encoder",
+}
 SECOND = {"auto", "classifier"}  # guidance that asks a second model, which training has not
 TINY_UNET = ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipliers=[1,1,1,1]", "model.head_width=8")
 MISSING = {"folder": ("dataset.path=somewhere",), "parquet": ("dataset.path=somewhere",), "hub": ("dataset.repo=some/where",)}
@@ -86,7 +90,7 @@ def words_of(group: str, option: str) -> list[str]:
         words = ["objective=classifying", "model=classifier"]
     if group == "model" and option.startswith("autoencoder"):
         words = ["objective=autoencoding", f"model={option}"]
-    if option == "autoencoding" or group == "objective/critic":
+    if option == "autoencoding" or group in ("objective/critic", "perceptual"):
         words = ["objective=autoencoding", "model=autoencoder_kl", *(words if option != "autoencoding" else [])]
     return words
 
@@ -150,7 +154,8 @@ def test_the_groups_are_there() -> None:
 def test_option(group: str, option: str) -> None:
     """Composed, checked, its keys its constructor's, rehearsed at its own size, trained two steps at a tiny one."""
     words = words_of(group, option)
-    place = {"latents": ["codec.ckpt=missing-run"], "clip": ["texts.ckpt=missing-run"], "encoder": ["texts.name=missing-run"]}
+    place = {"latents": ["codec.ckpt=missing-run"], "clip": ["texts.ckpt=missing-run"], "encoder": ["texts.name=missing-run"],
+             "classifier": ["perceptual.ckpt=missing-run"]}  # fmt: skip
     words = [*words, "dataset.labels=false", *place[option]] if group in config.STAGES else words
     node = compose(*words)
     plan = config.check_train(node)
@@ -167,8 +172,8 @@ def test_option(group: str, option: str) -> None:
         with pytest.raises(ConfigError, match="guidance"):
             rehearse(plan.node)
         return
-    if option == "mmdit":  # tests/test_text_networks.py
-        with pytest.raises(ConfigError, match=r"model: MMDiT reads texts, and none were chosen: .* choose model=dit"):
+    if option in READERS:
+        with pytest.raises(ConfigError, match=READERS[option]):
             rehearse(plan.node)
         return
     rehearse(config.check_train(changed(node, "dataset.size=32", "dataset.channels=3")).node)

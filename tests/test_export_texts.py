@@ -135,6 +135,7 @@ def peer_run(place: Place, name: str, words: tuple[str, ...]) -> Path:  # noqa: 
 QUICK = ("sd", "dit_latents")
 
 
+@pytest.mark.filterwarnings("ignore::diffusion_cli.conditioning.PromptCut")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in PEERS])
 def test_diffusers_draws_what_we_draw(place: Place, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Its classes load the folder; every part answers as ours, the card's lines draw our pictures, and it comes back."""

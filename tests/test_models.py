@@ -22,11 +22,12 @@ from diffusion_cli.models.time_embedding import sinusoids
 from diffusion_cli.vision import mend_torchvision
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-OTHERS = {  # tests/test_classifying.py, test_autoencoding.py, test_contrasting.py
+OTHERS = {  # tests/test_classifying.py, test_autoencoding.py, test_contrasting.py, test_export_texts.py
     "classifier": models.Classifier,
     "autoencoder_kl": models.Autoencoder,
     "autoencoder_vq": models.Autoencoder,
     "clip": models.Clip,
+    "unet2d_condition": models.UNet2DCondition,
 }
 OPTIONS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml") if path.stem not in OTHERS)
 PICTURES = {"mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 8)}
