@@ -183,6 +183,7 @@ def test_what_is_not_of_its_kind_is_left_to_torch() -> None:
     for conv in others:
         faster(conv)
         assert not any(isinstance(module, WinogradConv2d) for module in conv.modules()) and not conv._forward_pre_hooks
+    assert winograd.suits(nn.Conv2d(32, 32, 3, padding="same"))
     ours, x = layer(32, 32), torch.randn(2, 32, 8, 8)
     assert ours.takes(x)
     for tiny in (torch.randn(2, 32, 2, 2), torch.randn(2, 32, 5, 5), torch.randn(32, 8, 8)):
