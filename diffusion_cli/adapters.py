@@ -41,6 +41,10 @@ class LoRA:
         except ImportError:
             raise ValueError("adapters need the package peft: pip install 'diffusion-cli[lora]'") from None
         layers = [name for name, part in network.named_modules() if type(part) in _ADAPTED and getattr(part, "groups", 1) == 1]
+        if not layers:
+            raise ValueError(
+                "this network has no linear or convolutional layer of the usual kind, and an adapter goes into those"
+            )
         chosen = [name for name in layers if self.targets is None or _last(name) in self.targets]
         strange = sorted(set(self.targets or ()) - {_last(name) for name in chosen})
         if strange or not chosen:

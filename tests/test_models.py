@@ -279,6 +279,21 @@ def test_it_learns_a_batch_by_heart(option):
 
 
 @one_of_each_class
+def test_bfloat16_is_nearly_the_same(option):
+    """Under autocast, as on a GPU: forward and backward, no two kinds of number where there may be one."""
+    network = small(option, NULL)
+    x, time = batch(1, network.image_size)
+    cond = told(network, 1, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = network(x, time, cond).float()
+    rough.square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    with torch.no_grad():
+        exact = network(x, time, cond)
+    assert (rough - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@one_of_each_class
 def test_one_graph_for_the_compiler(option):
     """Nothing breaks the graph, so that torch.compile may take the network whole. Tracing alone: no code is generated."""
     network = small(option, NULL)

@@ -146,6 +146,20 @@ def test_weights_keep_their_length_while_they_train():
     assert (shadow(x, time) - network(x, time)).abs().max() > 1e-4 and shadow(x, time).isfinite().all()
 
 
+def test_weights_keep_their_length_in_a_compiled_step():
+    network = stir(make("edm2", 1, 8, NULL, multipliers=[1], attention_levels=[]))
+    x, time = batch(1, 8)
+    with torch.no_grad():
+        network.conv_in.weight *= 3
+    answer = network.eval()(x, time).detach()
+    torch._dynamo.reset()
+    compiled = torch.compile(network.train(), backend="aot_eager", fullgraph=True)
+    F = compiled(x, time)
+    F.sum().backward()
+    assert (F - answer).abs().max() < 1e-3 * answer.abs().max() and network.gain_out.grad.abs() > 1e-3
+    assert (network.conv_in.weight.square().mean((1, 2, 3)) - 1).abs().max() < 1e-3
+
+
 def test_an_edm2_block_is_the_papers_formula():
     network = stir(make("edm2", 3, 32), seed=3).eval()
     encoder, decoder = network.down[5], network.up[-2]  # one of attention at 8 pixels, one that joins

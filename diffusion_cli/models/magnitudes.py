@@ -32,7 +32,7 @@ def silu(x: Tensor) -> Tensor:
 
 def mixed(a: Tensor, b: Tensor, t: float) -> Tensor:
     """A sum with the share t of b."""
-    return a.lerp(b, t) / ((1 - t) ** 2 + t**2) ** 0.5
+    return ((1 - t) * a + t * b) / ((1 - t) ** 2 + t**2) ** 0.5
 
 
 def joined(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
