@@ -72,7 +72,8 @@ class Guard:
         return _few(list(dict.fromkeys(i for ids in self.suspects.values() for i in ids)))
 
     def _look_for_a_spike(self, step: int, ids: Tensor, losses: Tensor, loss: float) -> None:
-        if len(self.recent) >= LEAST and loss > SPIKE * statistics.median(self.recent):
+        # one that is below 0, as with a learned weight or a dispersive term, has no multiples that say anything
+        if len(self.recent) >= LEAST and 0 < SPIKE * statistics.median(self.recent) < loss:
             largest = ids[losses.argsort(descending=True)[:4]].tolist()
             say(f"step {step:>7,}  the loss is {loss:.4g}, {SPIKE} times its median or more (pictures {_few(largest)} most)")
         self.recent.append(loss)

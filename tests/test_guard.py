@@ -187,6 +187,15 @@ def test_a_spike_is_told_once_with_its_pictures(capsys: pytest.CaptureFixture[st
     assert "step      50" in line and "(pictures 47, 46, 45, 44 most)" in line, "and 10 steps are too few to tell"
 
 
+@pytest.mark.parametrize("level", [-1.0, 0.0])
+def test_a_loss_below_zero_has_no_spikes(level: float, capsys: pytest.CaptureFixture[str]) -> None:
+    """As with a learned weight or a dispersive term: ten times a negative median is no bound."""
+    guard = Guard([torch.ones(())], torch.amp.GradScaler("cpu", enabled=False), lambda: None)
+    for step in range(60):
+        assert guard.accepts(step, torch.arange(4), torch.full((4,), level + 0.001 * step), torch.ones(()))
+    assert not capsys.readouterr().out
+
+
 def test_fp16_halves_its_scale_in_peace() -> None:
     """A gradient that overflows is how the scale is found, and no trouble, until the scale is below 1."""
     weight = torch.ones(2, requires_grad=True)

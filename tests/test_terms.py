@@ -81,8 +81,10 @@ def test_it_is_added_to_the_loss(term: str) -> None:
     source = Source(0, torch.arange(8), 3)
     plain, more = objective(), objective(f"objective/term={term}")
     assert not plain.coupled and more.coupled
-    without, with_ = plain.loss(batch, source)[0], more.loss(batch, source)[0]
+    (without, plainly), (with_, tallies) = plain.loss(batch, source), more.loss(batch, source)
     added = (with_ - without).detach()
+    close(tallies["term"].sums / tallies["term"].counts, added.mean(), 1e-6)
+    assert torch.equal(tallies["loss_by_noise"].sums, plainly["loss_by_noise"].sums), "told apart"
     assert float(added.max()) < 0
     if term == "dispersive":
         close(added, added[:1].expand(8), 1e-6)

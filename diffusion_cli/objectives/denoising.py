@@ -177,9 +177,11 @@ class Denoising(Objective):
         with nullcontext([]) if self.term is None else self.term.listening(self.network) as heard:
             F = self.denoiser.output(x, t, told, hint, moved)
         loss = self.criterion(F, prediction.target(x0, noise, t), t, correction, prediction)  # [B]
+        tallies = {"loss_by_noise": by_noise(t, loss.detach())}
         if self.term is not None:
-            loss = loss + self.term(Told(x0, noise, t, correction, F, heard), prediction, self.criterion)
-        return loss, {"loss_by_noise": by_noise(t, loss.detach())}
+            added = self.term(Told(x0, noise, t, correction, F, heard), prediction, self.criterion)  # [B]
+            loss, tallies["term"] = loss + added, Tally(added.detach().sum(), torch.full_like(t[0], len(t)))
+        return loss, tallies
 
     def figure_names(self, tally: str) -> list[str]:
         return BIN_NAMES
