@@ -205,7 +205,11 @@ PARTS: dict[str, Callable[[Mapping[str, Any], Facts, Collection[str]], object]] 
 
 def parts_of(objective: Mapping[str, Any], trust: Collection[str] = ()) -> list[str]:
     """The parts that an objective's constructor asks for, in its order: what kind of model the run trains."""
-    return [name for name in target_of(objective, "objective", trust).parameters if name in PARTS or name in (*Stages.NAMES, "teacher")]
+    return [
+        name
+        for name in target_of(objective, "objective", trust).parameters
+        if name in PARTS or name in (*Stages.NAMES, "teacher")
+    ]
 
 
 def reads_texts(objective: Mapping[str, Any], trust: Collection[str] = ()) -> bool:

@@ -3,13 +3,12 @@
 import math
 import shutil
 from dataclasses import replace
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from closed_form import FAMILIES, Gaussian, close, concrete, distance_from_uniform, f64, name
-from tiny import compose, figures, hashes, stopped, train, words
+from tiny import compose, figures, hashes, stopped, train
 from torch import Tensor
 
 from diffusion_cli import config
@@ -61,11 +60,11 @@ def to_data(schedule: Schedule):
     return lambda x, t: DATA.carry(schedule, x, t.view(-1, 1, 1, 1), f64(0)[0])
 
 
-def lesson(denoiser: Denoiser, t: Tensor, step: int = 0, teacher: Denoiser | None = None, norm=MSE()) -> Lesson:
+def lesson(denoiser: Denoiser, t: Tensor, step: int = 0, teacher: Denoiser | None = None) -> Lesson:
     """x0 of DATA and noise, [B, 1, 1, 1] float64, at t [B]."""
     generator = torch.Generator().manual_seed(4)
     x0, noise = torch.randn(2, len(t), 1, 1, 1, generator=generator, dtype=torch.float64)
-    criterion, source = Loss(Uniform(), norm, One()), Source(0, torch.arange(len(t)), step)
+    criterion, source = Loss(Uniform(), MSE(), One()), Source(0, torch.arange(len(t)), step)
     return Lesson(denoiser, criterion, source, DATA.m + DATA.s * x0, noise, t, torch.ones_like(t), None, teacher)
 
 
@@ -78,7 +77,13 @@ def test_the_second_time_is_that_of_easy_consistency_tuning(schedule: Schedule) 
     1 - adj / 2^(n + 1), which stays at its last stage; much noise takes almost exactly 1 - 1 / 2^(n + 1)."""
     method = Consistency(every=10, stages=4)
     t = schedule.t_of_log_snr(f64(0.0, -2 * math.log(10)))  # rho = 1 and 10
-    for step, low, high in ((0, 0.0, 0.5), (9, 0.0, 0.5), (10, 0.212117, 0.75), (25, 0.606059, 0.875), (10**6, 0.901515, 0.96875)):
+    for step, low, high in (
+        (0, 0.0, 0.5),
+        (9, 0.0, 0.5),
+        (10, 0.212117, 0.75),
+        (25, 0.606059, 0.875),
+        (10**6, 0.901515, 0.96875),
+    ):
         s, gap = (found.double() for found in method.earlier(schedule, t, step))
         rho = torch.where(s > 0, schedule.sigma(s) / schedule.alpha(s), 0)
         wanted = f64(low, 10 * (high - (1 - high) * 8 / (1 + math.exp(10))))
@@ -129,7 +134,9 @@ def test_distilled_the_exact_map_costs_nothing_as_the_times_meet(schedule: Sched
         given = lesson(exact, t, stage, teacher)
         s, gap = method.earlier(schedule, t, stage)
         carried = flowed(given, given.x, t, s.double(), solver == "heun")
-        off.append((carried - DATA.carry(schedule, given.x, t[:, None, None, None], s.double()[:, None, None, None])).abs().amax())
+        off.append(
+            (carried - DATA.carry(schedule, given.x, t[:, None, None, None], s.double()[:, None, None, None])).abs().amax()
+        )
         assert float((method.loss(given).detach() * gap).sqrt().max()) < 3 * float(off[-1]) + 1e-6
     assert off[0] / off[1] > (3.5 if solver == "euler" else 6.5) and off[0] < 0.01
 
@@ -297,7 +304,7 @@ def test_one_step_of_the_student_is_two_of_the_teacher(schedule: Schedule) -> No
     close(taught.x, given.x, 1e-9)
     for k in range(n):
         x, times = given.x[k : k + 1], t[k] - f64(0, 0.5, 1) / n
-        two = list(Ancestral(2, Even(), False).moves(DATA.denoise(schedule), schedule, x, times, lambda step, which=0: x))[-1].x
+        two = list(Ancestral(2, Even(), False).moves(DATA.denoise(schedule), schedule, x, times, lambda *_: f64(0)))[-1].x
         one = schedule.transfer(x, taught.x0[k : k + 1], t[k], times[2])
         close(one, two, 1e-9 * float(1 + two.abs().max()))
 
@@ -330,18 +337,20 @@ def test_pairs_are_noise_and_where_the_teacher_leads_it(tmp_path: Path, monkeypa
 
 
 def test_whose_label_was_hidden_is_told_none() -> None:
-    given = lesson(Denoiser(UNet(1, 8, 10, width=8, groups=4, multipliers=(1,), attention_levels=()), Velocity(Flow())), torch.rand(300))
+    given = lesson(
+        Denoiser(UNet(1, 8, 10, width=8, groups=4, multipliers=(1,), attention_levels=()), Velocity(Flow())), torch.rand(300)
+    )
     pairs = lambda ids: (given.x0, given.noise, ids % 10)  # noqa: E731
     hidden = torch.arange(300) % 3 == 0
-    told = Reflow("there", 50, Euler(2, Even(), False)).coupled(
-        replace(given, told=torch.where(hidden, 10, 0), pairs=pairs)
-    ).told
+    told = (
+        Reflow("there", 50, Euler(2, Even(), False)).coupled(replace(given, told=torch.where(hidden, 10, 0), pairs=pairs)).told
+    )
     assert torch.equal(told == 10, hidden) and set(told.tolist()) == set(range(11))
 
 
 def test_straightness_in_closed_form() -> None:
     """The path of N(m, s^2) is x_t = (1 - t) m + a(t) e, a(t) = sqrt((1 - t)^2 s^2 + t^2), so the whole move and the velocity
-    differ by (1 - s - a') e, and the integral of its square is that of a'^2 less (1 - s)^2. Points, s = 0, have straight paths."""
+    differ by (1 - s - a') e, and the integral of its square is that of a'^2 less (1 - s)^2. Paths of points are straight."""
     steps, s = 200, DATA.s
     t = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     rate = (t - (1 - t) * s**2) / torch.sqrt((1 - t) ** 2 * s**2 + t**2)
@@ -379,8 +388,14 @@ RUNS = {
     "consistency": ("objective=consistency", "loss=consistency", "sampler=multistep", "objective.method.every=2"),
     "mean flow": ("objective=meanflow", "loss=meanflow", "sampler=leap"),
     "progressive": ("objective=progressive", "objective.method.teacher={teacher}", "objective.method.steps=2", "sampler=ddim"),
-    "reflow": ("objective=reflow", "objective.method.teacher={teacher}", "objective.method.pairs=20", "objective.cache=false",
-               "objective.method.sampler.steps=2", "sampler=euler"),
+    "reflow": (
+        "objective=reflow",
+        "objective.method.teacher={teacher}",
+        "objective.method.pairs=20",
+        "objective.cache=false",
+        "objective.method.sampler.steps=2",
+        "sampler=euler",
+    ),
     "distilled": ("objective=consistency", "objective.method.every=2", "objective.method.teacher={teacher}"),
 }
 
@@ -444,7 +459,10 @@ def test_another_teacher_is_refused_and_a_moved_one_taken(teacher: Path, tmp_pat
         (("objective.method.q=0.5",), "q is 0.5"),
         (("objective=progressive",), "objective.method.teacher is missing"),
         (("objective=meanflow", "schedule=vp", "prediction=v"), "mean flows are of the straight line"),
-        (("objective=meanflow", "model=unet_gated", "model.multipliers=DEFAULT", "model.groups=DEFAULT"), "takes a second time"),
+        (
+            ("objective=meanflow", "model=unet_gated", "model.multipliers=DEFAULT", "model.groups=DEFAULT"),
+            "takes a second time",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_before_data_is_read(more: tuple[str, ...], said: str, tmp_path: Path) -> None:

@@ -33,7 +33,14 @@ PICTURES = {"mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 8)}
 TIMELESS = {"unet_basic"}  # networks that are not told the time
 READERS = ("unet_text", "mmdit")  # made for texts: they are told tokens where the others are told labels
 SMALLER = {"ddpmpp": {"width": 32, "groups": 8, "blocks": 2}}  # its 56 million are counted in tests/test_convert.py
-FACTS = ["channels", "image_size", "num_classes", "hint_channels", "text_width", "two_times"]  # what the program says of the data
+FACTS = [
+    "channels",
+    "image_size",
+    "num_classes",
+    "hint_channels",
+    "text_width",
+    "two_times",
+]  # what the program says of the data
 NULL = 5  # the classes of the conditional networks here, and so the index of the null label
 
 every_option = pytest.mark.parametrize("option", OPTIONS)
@@ -113,7 +120,11 @@ def test_yaml_states_every_key_and_says_what_it_is(option):
     network = getattr(models, keys["_target_"].removeprefix("diffusion_cli.models."))
     parameters = list(inspect.signature(network).parameters.values())
     facts = [p.name for p in parameters if p.name in FACTS]
-    assert facts[:4] == FACTS[:4] and facts == [fact for fact in FACTS if fact in facts] and facts == [p.name for p in parameters[: len(facts)]]
+    assert (
+        facts[:4] == FACTS[:4]
+        and facts == [fact for fact in FACTS if fact in facts]
+        and facts == [p.name for p in parameters[: len(facts)]]
+    )
     assert set(keys) - {"_target_"} == {p.name for p in parameters[len(facts) :]}
     assert issubclass(network, Network)
 

@@ -27,7 +27,9 @@ def peer_of(network: Network, node: Mapping[str, Any], label: int | None) -> nn.
             f"to=diffusers: diffusers has no {name}: {known} map; to=folder, onnx and torch_export take any network"
         )
     if network.two_times:
-        raise ConfigError("to=diffusers: this network has two times (objective=meanflow), and none of diffusers has; to=folder takes it")
+        raise ConfigError(
+            "to=diffusers: this network has two times (objective=meanflow), and none of diffusers has; to=folder takes it"
+        )
     if network.hint_channels:
         raise ConfigError(
             "to=diffusers: this network is self-conditioned, and no pipeline of diffusers feeds it its answer before"

@@ -11,8 +11,8 @@
                                  token is padding (conditioning/conditioner.py), and no other one reads it
 
 A constructor's first three arguments are facts that the data set states, and so are hint_channels, of a network that can
-take a hint, text_width, of one that reads tokens, and two_times, of one that can be told where it leads to. All others are the keys of the config node, and their annotations are
-its schema.
+take a hint, text_width, of one that reads tokens, and two_times, of one that can be told where it leads to. All others are
+the keys of the config node, and their annotations are its schema.
 """
 
 from abc import ABC, abstractmethod

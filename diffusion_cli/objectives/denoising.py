@@ -141,7 +141,9 @@ class Denoising(Objective):
         t, correction = self.criterion.draw(schedule, source)  # [B], [B]
         noise, told = schedule.noise(source, "noise", x0.shape[1:]), self._told(batch, source)
         if self.method is not None:
-            lesson = Lesson(self.denoiser, self.criterion, source, x0, noise, t, correction, told, self._teacher.module, self._pairs)
+            lesson = Lesson(
+                self.denoiser, self.criterion, source, x0, noise, t, correction, told, self._teacher.module, self._pairs
+            )
             loss = self.method.loss(lesson)
             return loss, {"loss_by_noise": by_noise(t, loss.detach())}
         x = schedule.mix(x0, noise, t)

@@ -18,7 +18,6 @@ from diffusion_cli.losses import Loss
 from diffusion_cli.randomness import Source
 from diffusion_cli.schedules import over_pictures
 
-
 Pairs = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]  # numbers [B] -> x0, noise [B, C, H, W], labels [B] or None
 
 
