@@ -60,11 +60,11 @@ def to_data(schedule: Schedule):
     return lambda x, t: DATA.carry(schedule, x, t.view(-1, 1, 1, 1), f64(0)[0])
 
 
-def lesson(denoiser: Denoiser, t: Tensor, step: int = 0, teacher: Denoiser | None = None, norm=MSE()) -> Lesson:
+def lesson(denoiser: Denoiser, t: Tensor, step: int = 0, teacher: Denoiser | None = None) -> Lesson:
     """x0 of DATA and noise, [B, 1, 1, 1] float64, at t [B]."""
     generator = torch.Generator().manual_seed(4)
     x0, noise = torch.randn(2, len(t), 1, 1, 1, generator=generator, dtype=torch.float64)
-    criterion, source = Loss(Uniform(), norm, One()), Source(0, torch.arange(len(t)), step)
+    criterion, source = Loss(Uniform(), MSE(), One()), Source(0, torch.arange(len(t)), step)
     return Lesson(denoiser, criterion, source, DATA.m + DATA.s * x0, noise, t, torch.ones_like(t), None, teacher)
 
 
@@ -304,7 +304,7 @@ def test_one_step_of_the_student_is_two_of_the_teacher(schedule: Schedule) -> No
     close(taught.x, given.x, 1e-9)
     for k in range(n):
         x, times = given.x[k : k + 1], t[k] - f64(0, 0.5, 1) / n
-        two = list(Ancestral(2, Even(), False).moves(DATA.denoise(schedule), schedule, x, times, lambda step, which=0: x))[-1].x
+        two = list(Ancestral(2, Even(), False).moves(DATA.denoise(schedule), schedule, x, times, lambda *_: f64(0)))[-1].x
         one = schedule.transfer(x, taught.x0[k : k + 1], t[k], times[2])
         close(one, two, 1e-9 * float(1 + two.abs().max()))
 
@@ -350,7 +350,7 @@ def test_whose_label_was_hidden_is_told_none() -> None:
 
 def test_straightness_in_closed_form() -> None:
     """The path of N(m, s^2) is x_t = (1 - t) m + a(t) e, a(t) = sqrt((1 - t)^2 s^2 + t^2), so the whole move and the velocity
-    differ by (1 - s - a') e, and the integral of its square is that of a'^2 less (1 - s)^2. Points, s = 0, have straight paths."""
+    differ by (1 - s - a') e, and the integral of its square is that of a'^2 less (1 - s)^2. Paths of points are straight."""
     steps, s = 200, DATA.s
     t = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     rate = (t - (1 - t) * s**2) / torch.sqrt((1 - t) ** 2 * s**2 + t**2)

@@ -29,7 +29,7 @@ def sinusoids(number: Tensor, width: int, order: Order = "cos_sin", shift: int =
 class TimeEmbedding(nn.Module):
     """[B] float32 to [B, out_width]: sinusoids, linear, SiLU, linear.
 
-    two_times: [B, 2], the time and how far the answer leads from it; then the sum of two such embeddings, the second 0 at first.
+    two_times: [B, 2], the time and how far the answer leads from it; the sum of two such embeddings, the second 0 at first.
     """
 
     def __init__(self, width: int, out_width: int, order: Order = "cos_sin", shift: int = 0, two_times: bool = False):

@@ -7,10 +7,11 @@
 
 f- is the network as it stands, without gradient and with the same dropout (Song and Dhariwal 2023, "Improved techniques for
 training consistency models", section 3.2, leave out its average); q, k, b and n are easy consistency tuning's (Geng et al.
-2024, "Consistency models made easy", section 3), which begins as training a denoiser, s = 0, and moves s towards t. x_s is x0 with the same noise
-(consistency training: Song et al. 2023, "Consistency models", algorithm 3), or where a step of a teacher's probability flow
-leads from x_t (consistency distillation, algorithm 2). f(x, 0) = x is not learned but holds by EDM's preconditioning, and by
-each prediction with b(0) != 0: x0 = (b x - sigma F) / (alpha b - sigma a) is x / alpha where sigma = 0.
+2024, "Consistency models made easy", section 3), which begins as training a denoiser, s = 0, and moves s towards t. x_s is x0
+with the same noise (consistency training: Song et al. 2023, "Consistency models", algorithm 3), or where a step of a
+teacher's probability flow leads from x_t (consistency distillation, algorithm 2). f(x, 0) = x is not learned but holds by
+EDM's preconditioning, and by each prediction with b(0) != 0: x0 = (b x - sigma F) / (alpha b - sigma a) is x / alpha where
+sigma = 0.
 """
 
 from dataclasses import dataclass
