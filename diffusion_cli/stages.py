@@ -19,6 +19,7 @@ from diffusion_cli import storage
 from diffusion_cli.alone import alone
 from diffusion_cli.assembly import Facts, Stages, Teacher
 from diffusion_cli.build import build
+from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.codecs import Codec
 from diffusion_cli.conditioning import ClipText, Conditioner, Pretrained
 from diffusion_cli.errors import ConfigError, StorageError
@@ -164,10 +165,15 @@ def carry(node: Mapping[str, Any], folder: Path, trust: tuple[str, ...] = ()) ->
             place.carry(folder / FOLDER / name)
 
 
+def home_of(found: Trained) -> Path:
+    """Where its own copies are: a pipeline of others has none, even where a run of the same name lies in outputs."""
+    return found.run if isinstance(found, Checkpoint) else found.folder
+
+
 def carried(found: Trained) -> dict[str, Any]:
     """The nodes of the frozen parts of which the model's own run has copies, with those for places."""
     node = found.config["config"]
-    places = {name: found.run / FOLDER / name for name in NAMES if node.get(name) is not None}
+    places = {name: home_of(found) / FOLDER / name for name in NAMES if node.get(name) is not None}
     return {name: {**node[name], "ckpt": str(place)} for name, place in places.items() if place.is_dir()}
 
 
@@ -175,12 +181,12 @@ def stages_of(found: Trained, trust: tuple[str, ...] = (), without: Collection[s
     """The parts that a trained model stands on, but for those that are not asked for. Raises UserError."""
     facts: Facts = found.config["facts"]
     named = [name for name in NAMES if name in facts and name not in without]
-    stages = opened({name: found.config["config"].get(name) for name in named}, found.run, trust)
+    stages = opened({name: found.config["config"].get(name) for name in named}, home_of(found), trust)
     there = stages.facts(facts)
     for name in named:
         if there.get(name) != facts[name]:  # type: ignore[literal-required]
             raise StorageError(
-                f"{found.said} was trained with another {name} than lies at {found.run / FOLDER / name} or where its config "
-                f"says: put back what its run had in {FOLDER}/{name}"
+                f"{found.said} was trained with another {name} than lies at {home_of(found) / FOLDER / name} or where its "
+                f"config says: put back what its run had in {FOLDER}/{name}"
             )
     return stages

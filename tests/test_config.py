@@ -60,7 +60,7 @@ TINY_CLIP = (
 )  # fmt: skip
 READERS = {  # tests/test_text_networks.py, test_export_texts.py
     "mmdit": "model: MMDiT reads texts, and none were chosen: .* choose model=dit",
-    "unet2d_condition": "model: UNet2DCondition reads texts, and no labels: it needs a text encoder",
+    "unet2d_condition": "model: UNet2DCondition reads texts, and no labels: give an option of the group texts",
 }
 SECOND = {"auto", "classifier"}  # guidance that asks a second model, which training has not
 TINY_UNET = ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipliers=[1,1,1,1]", "model.head_width=8")

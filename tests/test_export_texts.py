@@ -187,6 +187,7 @@ def test_diffusers_draws_what_we_draw(place: Place, name: str, tmp_path: Path, m
     shown = np.stack([np.asarray(image) for image in made["images"]]) if pipeline else made["pictures"]
     assert np.abs(shown.astype(float) - expected.permute(0, 2, 3, 1).numpy()).max() < 0.51, "pixels are rounded"
 
+    (Path("outputs") / folder.name / "parts" / "codec").mkdir(parents=True)  # of a run that happens to have that name
     back = find(folder)  # and is a ckpt= of ours
     with torch.no_grad():
         again, beside = load_denoiser(back, "ema"), stages_of(back)

@@ -50,6 +50,9 @@ def vae_of(codec: Codec) -> nn.Module:
 def texts_of(texts: Conditioner) -> dict[str, Any]:
     """text_encoder and tokenizer as StableDiffusionPipeline asks them. Raises ConfigError."""
     from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it draws one for the tensors of a single file
 
     if texts.masked:
         raise ConfigError(

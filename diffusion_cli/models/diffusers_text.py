@@ -20,7 +20,7 @@ from diffusion_cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Rat
 class _Reader(Network):
     def __init__(self, channels: int, image_size: int, num_classes: int, text_width: int):
         if num_classes or not text_width:
-            raise ValueError(f"{type(self).__name__} reads texts, and no labels: it needs a text encoder")
+            raise ValueError(f"{type(self).__name__} reads texts, and no labels: give an option of the group texts")
         super().__init__(channels, image_size, 0, text_width=text_width)
 
 
@@ -32,7 +32,7 @@ class UNet2DCondition(_Reader):
         channels: PositiveInt,
         image_size: PositiveInt,
         num_classes: NonNegativeInt,
-        text_width: PositiveInt,
+        text_width: NonNegativeInt = 0,
         out_channels: PositiveInt | None = None,
         center_input_sample: bool = False,
         flip_sin_to_cos: bool = True,
@@ -113,7 +113,7 @@ class AuraFlow(_Reader):
         channels: PositiveInt,
         image_size: PositiveInt,
         num_classes: NonNegativeInt,
-        text_width: PositiveInt,
+        text_width: NonNegativeInt = 0,
         patch_size: PositiveInt = 2,
         num_mmdit_layers: PositiveInt = 4,
         num_single_dit_layers: NonNegativeInt = 32,
