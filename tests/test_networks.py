@@ -146,6 +146,7 @@ def test_weights_keep_their_length_while_they_train():
     assert (shadow(x, time) - network(x, time)).abs().max() > 1e-4 and shadow(x, time).isfinite().all()
 
 
+@pytest.mark.slow
 def test_weights_keep_their_length_in_a_compiled_step():
     network = stir(make("edm2", 1, 8, NULL, multipliers=[1], attention_levels=[]))
     x, time = batch(1, 8)
