@@ -121,4 +121,4 @@ def shard(root: nn.Module, network: nn.Module, mesh: DeviceMesh) -> None:
     warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(FSDPJointBlock\)")
     for module in (*blocks(network), root):
         fully_shard(module, mesh=mesh)
-        cast(FSDPModule, module).set_force_sum_reduction_for_comms(True)  # gloo knows no mean
+        cast(FSDPModule, module).set_force_sum_reduction_for_comms(True)  # not every backend knows a mean
