@@ -46,7 +46,7 @@ def weights_of(found: Trained, weights: str | float, quiet: bool = False) -> dic
     if isinstance(weights, str):
         return found.tensors(GROUPS[weights])
     node = found.config["config"].get("ema")
-    rule = build(node, EMA, "ema") if isinstance(found, Checkpoint) and node is not None else None
+    rule = None if node is None else build(node, EMA, "ema")  # type: ignore[type-abstract]
     if not isinstance(found, Checkpoint) or not isinstance(rule, Power):
         raise ConfigError(f"weights={weights}: averages of other lengths are made from a run that was trained with ema=power")
     lengths = {"average": rule.length, "second": rule.beside}
