@@ -27,6 +27,7 @@ from diffusion_cli.pretrained.trained import GROUPS, Trained
 from diffusion_cli.runs import say
 
 FOLDER = "averages"
+SHORTEST = 0.001
 FAR = 0.1  # largest distance of the weights that are found from those that are wanted, as a share of the norm of these
 
 
@@ -46,9 +47,13 @@ def weights_of(found: Trained, weights: str | float, quiet: bool = False) -> dic
     if isinstance(weights, str):
         return found.tensors(GROUPS[weights])
     node = found.config["config"].get("ema")
-    rule = build(node, EMA, "ema") if isinstance(found, Checkpoint) and node is not None else None
+    rule = None if node is None else build(node, EMA, "ema")  # type: ignore[type-abstract]
     if not isinstance(found, Checkpoint) or not isinstance(rule, Power):
         raise ConfigError(f"weights={weights}: averages of other lengths are made from a run that was trained with ema=power")
+    if not SHORTEST <= weights < LONGEST:
+        raise ConfigError(
+            f"weights={weights}: the length of an average is from {SHORTEST} to below {LONGEST:.4f}, a share of the run"
+        )
     lengths = {"average": rule.length, "second": rule.beside}
     for group, length in lengths.items():
         if weights == length:

@@ -135,6 +135,12 @@ def test_an_earlier_checkpoint_uses_what_was_before_it(run: Path, monkeypatch: p
     assert {step for step, _ in seen[0]} == {4, 8, 12, 16, 20}
 
 
+@pytest.mark.parametrize("weights", [1e-9, 0.29, 5.0])
+def test_what_is_no_length_is_refused(weights: float, run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"from 0\.001 to below 0\.2887"):
+        plain_weights(find(run), weights)
+
+
 @pytest.mark.parametrize(("weights", "said"), [(0.01, "out of reach of 10 snapshots of 0.05 and 0.1: lengths from 0.03"),
                                                (0.285, "more snapshots")])  # fmt: skip
 def test_a_length_out_of_reach_is_refused(weights: float, said: str, run: Path) -> None:

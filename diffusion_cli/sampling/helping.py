@@ -25,8 +25,8 @@ class Second(NamedTuple):
     digest: str
 
 
-def second_of(wanted: Helper, first: Trained, weights: str, trust: tuple[str, ...]) -> Second:
-    """weights: those of the first model, ema or raw. Raises UserError where there is no such model or it does not fit."""
+def second_of(wanted: Helper, first: Trained, weights: str | float, trust: tuple[str, ...]) -> Second:
+    """weights: those of the first model. Raises UserError where there is no such model or it does not fit."""
     found = _find(wanted, first)
     model = _LOAD[wanted.kind](found, wanted.weights, trust)
     if (found.digest, wanted.weights) == (first.digest, weights):
