@@ -47,7 +47,7 @@ def weights_of(found: Trained, weights: str | float, quiet: bool = False) -> dic
     if isinstance(weights, str):
         return found.tensors(GROUPS[weights])
     node = found.config["config"].get("ema")
-    rule = None if node is None else build(node, EMA, "ema")  # type: ignore[type-abstract]
+    rule = None if node is None else build(node, EMA, "ema")
     if not isinstance(found, Checkpoint) or not isinstance(rule, Power):
         raise ConfigError(f"weights={weights}: averages of other lengths are made from a run that was trained with ema=power")
     if not SHORTEST <= weights < LONGEST:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffusion_cli.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
-from diffusion_cli.signatures import shown
+from diffusion_cli.signatures import shown, signature
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,18 @@ def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def frozen_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys that may not change within a run and did, one line each."""
+    """The keys that may not change within a run and did, one line each. One that an older program did not know had the value
+    that it has where nothing is said."""
     old, new = flat(before), flat(now)
-    keys = [key for key in dict.fromkeys([*old, *new]) if not _FREE.fullmatch(key) and old.get(key) != new.get(key)]
+    same = lambda key: old.get(key) == new.get(key) or (key not in old and _unsaid(now, key) == new[key])  # noqa: E731
+    keys = [key for key in dict.fromkeys([*old, *new]) if not _FREE.fullmatch(key) and not same(key)]
     return [f"{key}: {shown(old.get(key))} in the run, {shown(new.get(key))} now" for key in keys]
+
+
+def _unsaid(node: Mapping[str, Any], path: str) -> object:
+    """The default of the constructor's argument at a path; ... where there is none."""
+    *folders, key = path.split(".")
+    for folder in folders:
+        node = node[folder]
+    found = signature(node["_target_"]).parameters.get(key) if "_target_" in node else None
+    return ... if found is None else found.default

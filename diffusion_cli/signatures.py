@@ -129,8 +129,11 @@ def node_of(kind: object) -> Object | None:
 
 @dataclass(frozen=True)
 class Parameter:
+    """default: where it is a literal, as YAML has it, which knows no tuples."""
+
     kind: Any
     required: bool
+    default: object = ...
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,14 @@ def _own_init(item: ast.ClassDef) -> ast.FunctionDef | None:
     return next((f for f in item.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
 
 
+def _literal(node: ast.expr | None) -> object:
+    try:
+        found = ... if node is None else ast.literal_eval(node)
+    except ValueError:
+        return ...
+    return list(found) if isinstance(found, tuple) else found
+
+
 @cache
 def signature(dotted: str) -> Signature:
     """The signature of the class of that name; raises _Unreadable."""
@@ -256,10 +267,12 @@ def signature(dotted: str) -> Signature:
         free = len(arguments) - len(init.args.defaults)
         for i, argument in enumerate(arguments):
             kind = _kind(argument.annotation, module) if argument.annotation else Anything()
-            parameters[argument.arg] = Parameter(kind, i < free)
+            parameters[argument.arg] = (
+                Parameter(kind, True) if i < free else Parameter(kind, False, _literal(init.args.defaults[i - free]))
+            )
         for argument, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
             kind = _kind(argument.annotation, module) if argument.annotation else Anything()
-            parameters[argument.arg] = Parameter(kind, default is None)
+            parameters[argument.arg] = Parameter(kind, default is None, _literal(default))
     else:
         for ancestor in reversed(ancestors):
             parameters |= ancestor.parameters
@@ -268,7 +281,8 @@ def signature(dotted: str) -> Signature:
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                     said = ast.unparse(field.value) if field.value else ""
                     if "ClassVar" not in ast.unparse(field.annotation) and "init=False" not in said:
-                        parameters[field.target.id] = Parameter(_kind(field.annotation, module), field.value is None)
+                        kind = _kind(field.annotation, module)
+                        parameters[field.target.id] = Parameter(kind, field.value is None, _literal(field.value))
     name = f"{module.name}.{item.name}"
     lineage = dict.fromkeys([name, *(step for ancestor in ancestors for step in ancestor.lineage)])
     return Signature(name, tuple(lineage), parameters)

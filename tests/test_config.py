@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import SMALL, changed, compose
+from tiny import SMALL, SMALL_NETWORK, changed, compose
 
 from diffusion_cli import config
 from diffusion_cli.assembly import PARTS, Facts, Stages, adapt, objective_of, reads_texts, rehearse
@@ -24,7 +24,7 @@ from diffusion_cli.ema import EMA
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.optimizers import Optimizer
 from diffusion_cli.randomness import Source
-from diffusion_cli.settings import Plan
+from diffusion_cli.settings import Plan, frozen_changes
 from diffusion_cli.signatures import signature
 from diffusion_cli.stages import opened
 from diffusion_cli.trainer import Trainer
@@ -364,3 +364,15 @@ def test_any_value_anywhere_is_taken_or_refused_in_words() -> None:
                 assert place[-1] in str(error) or place[0] in str(error) or "no end" in str(error), (place, mutant, str(error))
                 refused += 1
     assert refused > 4 * taken
+
+
+def test_a_run_of_an_older_program_goes_on_while_new_words_are_as_nothing_said() -> None:
+    now = compose(*SMALL_NETWORK, "model.attention_levels=[1]")
+    before = copy.deepcopy(now)
+    for key in ("time", "resize", "head_width", "attention_levels"):  # words of the network that it had not yet
+        del before["model"][key]
+    assert frozen_changes(before, now) == []
+    now["model"]["time"], now["model"]["attention_levels"] = "scale_shift", [0]
+    assert [line.partition(":")[0] for line in frozen_changes(before, now)] == ["model.time", "model.attention_levels"]
+    now = changed(before, "model.width=12")
+    assert frozen_changes(before, now) == ["model.width: 8 in the run, 12 now"]
