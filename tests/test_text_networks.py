@@ -22,6 +22,7 @@ D = 6  # width of a token
 TINY = {
     "unet_text": {"width": 16, "multipliers": [1, 2], "attention_levels": [1], "head_width": 8, "groups": 4},
     "dit": {"width": 32, "depth": 2, "heads": 2},
+    "transformer": {"width": 32, "depth": 2, "heads": 2},
     "mmdit": {"width": 32, "depth": 2, "heads": 2},
 }
 READING = ("reading", "text_embedding")  # parts of a name that only a network with texts has
