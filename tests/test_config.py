@@ -373,6 +373,6 @@ def test_a_run_of_an_older_program_goes_on_while_new_words_are_as_nothing_said()
         del before["model"][key]
     assert frozen_changes(before, now) == []
     now["model"]["time"], now["model"]["attention_levels"] = "scale_shift", [0]
-    assert [line.partition(":")[0] for line in frozen_changes(before, now)] == ["model.time", "model.attention_levels"]
+    assert {line.partition(":")[0] for line in frozen_changes(before, now)} == {"model.time", "model.attention_levels"}
     now = changed(before, "model.width=12")
     assert frozen_changes(before, now) == ["model.width: 8 in the run, 12 now"]
