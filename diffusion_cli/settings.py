@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffusion_cli.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
-from diffusion_cli.signatures import shown
+from diffusion_cli.signatures import default_of, shown
 
 
 @dataclass(frozen=True)
@@ -231,8 +231,19 @@ def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return found
 
 
+def _completed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """before with the keys that its classes took on since then, at their defaults: that is what the older node means."""
+    found, target = dict(before), before.get("_target_")
+    for key, value in now.items():
+        if isinstance(value, Mapping) and isinstance(before.get(key), Mapping):
+            found[key] = _completed(before[key], value)
+        elif key not in before and target is not None and target == now.get("_target_"):
+            found[key] = default_of(target, key)
+    return found
+
+
 def frozen_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys that may not change within a run and did, one line each."""
-    old, new = flat(before), flat(now)
+    old, new = flat(_completed(before, now)), flat(now)
     keys = [key for key in dict.fromkeys([*old, *new]) if not _FREE.fullmatch(key) and old.get(key) != new.get(key)]
     return [f"{key}: {shown(old.get(key))} in the run, {shown(new.get(key))} now" for key in keys]

@@ -129,8 +129,11 @@ def node_of(kind: object) -> Object | None:
 
 @dataclass(frozen=True)
 class Parameter:
+    """default: where it is written in plain; else None, as where there is none."""
+
     kind: Any
     required: bool
+    default: object = None
 
 
 @dataclass(frozen=True)
@@ -256,10 +259,10 @@ def signature(dotted: str) -> Signature:
         free = len(arguments) - len(init.args.defaults)
         for i, argument in enumerate(arguments):
             kind = _kind(argument.annotation, module) if argument.annotation else Anything()
-            parameters[argument.arg] = Parameter(kind, i < free)
+            parameters[argument.arg] = Parameter(kind, i < free, _plain(None if i < free else init.args.defaults[i - free]))
         for argument, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
             kind = _kind(argument.annotation, module) if argument.annotation else Anything()
-            parameters[argument.arg] = Parameter(kind, default is None)
+            parameters[argument.arg] = Parameter(kind, default is None, _plain(default))
     else:
         for ancestor in reversed(ancestors):
             parameters |= ancestor.parameters
@@ -268,10 +271,29 @@ def signature(dotted: str) -> Signature:
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                     said = ast.unparse(field.value) if field.value else ""
                     if "ClassVar" not in ast.unparse(field.annotation) and "init=False" not in said:
-                        parameters[field.target.id] = Parameter(_kind(field.annotation, module), field.value is None)
+                        kind = _kind(field.annotation, module)
+                        parameters[field.target.id] = Parameter(kind, field.value is None, _plain(field.value))
     name = f"{module.name}.{item.name}"
     lineage = dict.fromkeys([name, *(step for ancestor in ancestors for step in ancestor.lineage)])
     return Signature(name, tuple(lineage), parameters)
+
+
+def _plain(written: ast.expr | None) -> object:
+    """A default as a config would write it; None for what is not written in plain."""
+    try:
+        value = None if written is None else ast.literal_eval(written)
+    except ValueError:
+        return None
+    return list(value) if isinstance(value, tuple) else value
+
+
+def default_of(target: str, key: str) -> object:
+    """What the class takes for a key that its node does not have; None where its source does not say."""
+    try:
+        parameter = signature(target).parameters.get(key)
+    except _Unreadable:
+        return None
+    return None if parameter is None else parameter.default
 
 
 # -- checking a node ---------------------------------------------------------------------------------------------------

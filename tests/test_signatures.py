@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from diffusion_cli import signatures
 from diffusion_cli.config import CONFIGS
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.settings import frozen_changes
 from diffusion_cli.signatures import (
     Choice,
     Either,
@@ -25,6 +26,7 @@ from diffusion_cli.signatures import (
     Sequence,
     check,
     check_values,
+    default_of,
     did_you_mean,
     signature,
 )
@@ -235,3 +237,14 @@ def test_check_never_crashes(value: object) -> None:
         assert all(isinstance(line, str) and line for line in lines)
     if not isinstance(value, int | float) or isinstance(value, bool):
         assert lines
+
+
+def test_a_run_from_before_a_key_is_none_with_other_settings() -> None:
+    """A node that does not say a key means the constructor's default; any other value is a change."""
+    now = {"model": {"_target_": "diffusion_cli.models.UNet", "width": 8, "time": "add", "resize": "conv"}, "seed": 0}
+    before = {"model": {"_target_": "diffusion_cli.models.UNet", "width": 8}, "seed": 0}
+    assert frozen_changes(before, now) == []
+    other = {**now, "model": {**now["model"], "resize": "block"}}  # type: ignore[dict-item]
+    assert frozen_changes(before, other) == ["model.resize: conv in the run, block now"]
+    assert default_of("diffusion_cli.models.UNet", "multipliers") == [1, 2, 2, 2]
+    assert default_of("diffusion_cli.models.UNet", "channels") is None and default_of("torch.nn.Linear", "bias") is None
