@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffusion_cli.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
-from diffusion_cli.signatures import shown, signature
+from diffusion_cli.signatures import default_of, shown
 
 
 @dataclass(frozen=True)
@@ -252,5 +252,4 @@ def _unsaid(node: Mapping[str, Any], path: str) -> object:
     *folders, key = path.split(".")
     for folder in folders:
         node = node[folder]
-    found = signature(node["_target_"]).parameters.get(key) if "_target_" in node else None
-    return ... if found is None else found.default
+    return default_of(node["_target_"], key) if "_target_" in node else ...

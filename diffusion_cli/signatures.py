@@ -288,6 +288,14 @@ def signature(dotted: str) -> Signature:
     return Signature(name, tuple(lineage), parameters)
 
 
+def default_of(dotted: str, argument: str) -> object:
+    """What a class takes where nothing is said; ... where its source does not say."""
+    try:
+        return signature(dotted).parameters[argument].default
+    except (_Unreadable, KeyError):
+        return ...
+
+
 # -- checking a node ---------------------------------------------------------------------------------------------------
 
 
