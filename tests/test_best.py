@@ -18,6 +18,7 @@ from diffusion_cli.errors import ConfigError, Stopped
 from diffusion_cli.evaluation import watch
 from diffusion_cli.evaluation.run import evaluate
 from diffusion_cli.finding import find
+from diffusion_cli.objectives import Objective
 from diffusion_cli.runs import status_of
 from diffusion_cli.trainer import Trainer
 
@@ -89,8 +90,8 @@ def dictated(monkeypatch: pytest.MonkeyPatch, values: Mapping[int, float]) -> No
     """Lets an evaluation at a step find that x0_mse."""
     original = Trainer.evaluate
 
-    def evaluate(self: Trainer) -> dict[str, float]:
-        return original(self) | {X0: values[self.progress.step]}
+    def evaluate(self: Trainer, average: Objective) -> dict[str, float]:
+        return original(self, average) | {X0: values[self.progress.step]}
 
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
 

@@ -283,7 +283,7 @@ def test_compared_pictures_stay_together() -> None:
 
 @pytest.mark.parametrize("place", ["preview", "evaluate", "save"])
 def test_other_places_say_what_to_try(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(self: Trainer) -> None:
+    def short(self: Trainer, *average: object) -> None:
         raise ERRORS["cpu"]()
 
     monkeypatch.setattr(Trainer, place, short)
