@@ -31,11 +31,15 @@ def named(node: Mapping[str, Any], group: str = "") -> dict[str, Any]:
     return {**found, "_target_": option_of(group, node)} if "_target_" in node else found
 
 
-def _agreeing(group: str, option: Mapping[str, Any], node: Mapping[str, Any]) -> int:
-    """How many values are equal, less those that are not. `steps` says how long, and `lr` how fast, and not what."""
+def _agreeing(group: str, option: Mapping[str, Any], node: Mapping[str, Any]) -> tuple[int, bool]:
+    """How many values are equal, less those that are not. `steps` says how long, and `lr` how fast, and not what: so steps
+    only decide between options that agree alike."""
     said = [key for key in option.keys() & node.keys() if key not in ("_target_", "steps", "lr")]
-    own = {key: option_of(f"{group}/{key}", part) if _builds(part := node[key]) else part for key in said}
-    return sum(1 if option[key] == own[key] else -1 for key in said)
+    theirs, own = (
+        {key: option_of(f"{group}/{key}", part) if _builds(part := values[key]) else part for key in said}
+        for values in (option, node)
+    )
+    return sum(1 if theirs[key] == own[key] else -1 for key in said), option.get("steps") == node.get("steps")
 
 
 def _builds(part: object) -> bool:
@@ -60,4 +64,5 @@ def _said(group: str, name: str) -> dict[str, Any]:
     made_of: dict[str, Any] = {}
     for part in values.pop("defaults", []):
         made_of |= part if isinstance(part, Mapping) else _said(group, part) if part != "_self_" else {}
-    return made_of | values
+    numbers = [key for key, value in values.items() if key in made_of and isinstance(value, Mapping) and not _builds(value)]
+    return made_of | {key: value for key, value in values.items() if key not in numbers}
