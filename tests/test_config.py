@@ -62,6 +62,7 @@ READERS = {  # tests/test_text_networks.py, test_export_texts.py
     "mmdit": "model: MMDiT reads texts, and none were chosen: .* choose model=dit",
     "unet2d_condition": "model: UNet2DCondition reads texts, and no labels: give an option of the group texts",
 }
+TAUGHT = ("progressive", "reflow")
 SECOND = {"auto", "classifier"}  # guidance that asks a second model, which training has not
 TINY_UNET = ("model.width=8", "model.groups=4", "model.blocks=1", "model.multipliers=[1,1,1,1]", "model.head_width=8")
 MISSING = {"folder": ("dataset.path=somewhere",), "parquet": ("dataset.path=somewhere",), "hub": ("dataset.repo=some/where",)}
@@ -80,6 +81,10 @@ def words_of(group: str, option: str) -> list[str]:
         words += ["prediction=edm"]  # random waves of log(sigma)/4
     if group == "adapter":
         words += ["init=somewhere"]
+    if option == "fsdp":
+        words += ["distributed.processes=2"]
+    if option in TAUGHT:
+        words += ["objective.method.teacher=missing-run"]
     if group == "dataset":
         words += MISSING.get(option, ())
     if (group, option) == ("sampler/grid", "listed"):
@@ -164,7 +169,7 @@ def test_option(group: str, option: str) -> None:
     for path, part in objects(option_at(node, group)):
         expected = set(signature(part["_target_"]).parameters) - set(given if not path else ())
         assert set(part) - {"_target_"} == expected, f"{group}/{option}.yaml {path}"
-    if group in config.STAGES:  # of a run that is not there; tests/test_text_to_image.py has one
+    if group in config.STAGES or option in TAUGHT:  # of a run that is not there; test_text_to_image, test_few_steps have one
         with pytest.raises(ConfigError, match="missing-run"):
             opened(plan.node, Path("nowhere"))
         return

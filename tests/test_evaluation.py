@@ -91,7 +91,7 @@ def test_mistakes_are_said_in_one_line(words: tuple[str, ...], said: str, runs: 
 
 
 def test_bits_of_uniform_noise_are_refused(runs: Path) -> None:
-    with pytest.raises(ConfigError, match="uniform"):
+    with pytest.raises(ConfigError, match="white Gaussian noise"):
         ask(runs / "mix", "metrics=[bound]")
     figures, _ = ask(runs / "mix", "metrics=[denoising]")
     assert figures["x0_mse"]["value"] > 0

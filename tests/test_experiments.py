@@ -97,6 +97,9 @@ class Words(Conditioner):
     def read(self, tokens: Tokens) -> Tensor:
         raise NotImplementedError
 
+    def words_as_json(self) -> bytes:
+        raise NotImplementedError
+
 
 PUBLISHED = ["ddpm", "improved_ddpm", "score_sde_vp", "score_sde_ve", "edm", "edm_uncond", "flow_matching", "ot_cfm"]
 
