@@ -250,7 +250,7 @@ def test_file_keeps_the_house_rules(file: Path) -> None:
     assert re.match(r"# \S", text), "the first line says what it is: --help shows it"
     assert "${hydra:" not in text
     missing = {line.split(":")[0].strip() for line in text.splitlines() if re.search(r":\s*\?\?\?", line)}
-    assert missing <= {"path", "ckpt", "repo", "runs", "name"}
+    assert missing <= {"path", "ckpt", "repo", "runs", "name", "teacher"}
     defaults = (yaml.safe_load(text) or {}).get("defaults", [])
     if file.parent == CONFIGS:
         assert defaults[0] == "_self_", "or the file silently beats every group and experiment"
@@ -268,7 +268,7 @@ def test_exponents_are_numbers(number: str) -> None:
 
 def test_the_parts_of_an_objective_are_those_that_the_config_knows() -> None:
     """config.py says their names before torch is there, assembly.py makes them, or has them given."""
-    assert (*PARTS, *Stages.NAMES) == config.PARTS
+    assert (*PARTS, *Stages.NAMES, "teacher") == config.PARTS
 
 
 PAIRS = [

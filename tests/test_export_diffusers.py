@@ -322,7 +322,7 @@ def test_diffusers_own_loader_takes_the_folder_apart(runs: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "words", "says"),
     [
-        ("gated", (), "diffusers has no UNetGated: UNet and DiT map"),
+        ("gated", (), "diffusers has no UNetGated: UNet and DiT and UNet2DCondition map"),
         ("flow", ("label=all",), "label=all: a single class is told for good, or none"),
         ("flow", ("label=42",), "label=42: "),
         ("edm", ("label=3",), "label=3: this network was trained without labels"),
