@@ -26,7 +26,7 @@ from diffusion_cli.schedules import over_pictures
 # variance nearly always within 3.
 HINT_RANGE = 3.0
 # Of 1000 t the fastest wave of a time embedding turns in a thousandth of the way, and a network's derivative in time is made of
-# such waves more than of the data (measured on digits: 5 to 10 times the mean slope over 0.04). So two times are told slower.
+# such waves more than of the data (measured on digits: 2 to 9 times the mean slope over 0.04). So two times are told slower.
 PACE = 0.01
 
 
