@@ -101,7 +101,17 @@ class Words(Conditioner):
         raise NotImplementedError
 
 
-PUBLISHED = ["ddpm", "improved_ddpm", "score_sde_vp", "score_sde_ve", "edm", "edm_uncond", "flow_matching", "ot_cfm"]
+PUBLISHED = [
+    "ddpm",
+    "improved_ddpm",
+    "score_sde_vp",
+    "score_sde_ve",
+    "edm",
+    "edm_uncond",
+    "edm_ncsnpp",
+    "flow_matching",
+    "ot_cfm",
+]
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
