@@ -1,8 +1,8 @@
 """recompute=true: activations inside a network's blocks are not kept for the backward pass but computed again there.
 
 Of a block only its input stays in memory, so that a network of L blocks keeps L inputs and the insides of one block, for about
-a third more time (Chen et al. 2016, "Training deep nets with sublinear memory cost"). Gradients are the same to the bit: what
-dropout drew is drawn again.
+a third more time (Chen et al. 2016, "Training deep nets with sublinear memory cost"). Gradients are the same to the bit, for
+what dropout drew is drawn again; of EDM2, which normalises its weights in each forward, to rounding.
 """
 
 from functools import cache
