@@ -47,6 +47,7 @@ class Sharded(Several):
         self.device = device
         for name, weight in objective.named_parameters():
             if weight.ndim == 0:
+                # and EDM2, which has such gains, writes its weights in its forward, where they are gathered for a moment
                 raise ConfigError(f"distributed=fsdp: {name} is one number, which has no parts: choose distributed=ddp")
         for module in (objective, *averages):
             for tensor in module.state_dict().values():

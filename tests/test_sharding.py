@@ -173,7 +173,9 @@ def alone() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")  # the root, which is no network in a run
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "option", [option for option in OPTIONS if not option.startswith("edm2")]
+)  # refused: gains are numbers
 def test_every_network_is_asked_as_it_was(option: str, alone: None) -> None:
     network = make(option, 1, 8 if option != "unet2d" else 16, 0 if option in READERS else 3)
     with torch.no_grad():
