@@ -43,7 +43,8 @@ class FakeSweep:
 def trials(folder: Path, space: Space = LR, total: int = 6, **changed: Any) -> Trials:
     """As a fresh launch opens them."""
     said = {
-        "params": {}, "cases": {}, "metric": None, "direction": "minimize", "trials": total, "seed": 0, "sampler": "tpe", "pruner": "median",
+        "params": {}, "cases": {},
+        "metric": None, "direction": "minimize", "trials": total, "seed": 0, "sampler": "tpe", "pruner": "median",
         "startup": 2, "warmup": 0, "batch": 1,
     }  # fmt: skip
     words = Optuna(**{**said, **changed})
