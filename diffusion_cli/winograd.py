@@ -1,4 +1,4 @@
-"""Convolutions of 3 x 3 on a CPU by Winograd's F(4x4, 3x3): two to three times as fast as torch's, equal to rounding.
+"""Convolutions of 3 x 3 on a CPU by Winograd's F(4x4, 3x3): faster than torch's (docs/measurements.md), equal to rounding.
 
 The arithmetic is winograd.cpp, in C++ without torch: about a second of work for a compiler, once for a user and a kind of CPU.
 It uses torch's own threads. `faster` gives it to the layers of a network that it suits, a rule of their shape alone, so that a
@@ -48,7 +48,7 @@ def faster(network: nn.Module) -> None:
     try:
         library()
     except Unavailable as error:
-        _say_once(f"convolutions: {error}, so torch's are used: two to three times slower, and equal to rounding")
+        _say_once(f"convolutions: {error}, so torch's are used: slower, and equal to rounding")
         return
     for layer in layers:
         layer.__class__ = WinogradConv2d
