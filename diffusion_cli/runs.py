@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from PIL.Image import Image
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import FileWriter, SummaryWriter, summary
 
 from diffusion_cli import drawing, storage
 from diffusion_cli.distributed import process
@@ -98,10 +98,20 @@ class Run:
         self._on_board("add_text", tag, text, step)
 
     def hyperparameters(self, step: int, choices: Mapping[str, Any], figures: Mapping[str, float]) -> None:
-        """One row of TensorBoard's table of runs. It draws the figures too, so they have names of their own."""
+        """One row of TensorBoard's table of runs. It draws the figures too, so they have names of their own, and a file of
+        their own, which takes the place of one that an attempt wrote whose end was not noted."""
         plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in choices.items()}
         final = {f"final/{tag}": value for tag, value in figures.items()}
-        self._on_board("add_hparams", plain, final, run_name=".", global_step=step)
+        if self._board is None or not self._board_works:
+            return
+        folder = self.folder / "tensorboard"
+        with self._board_failing():
+            for earlier in folder.glob("*.final"):
+                earlier.unlink()
+            file = FileWriter(str(folder), filename_suffix=".final")
+            for row in (*summary.hparams(plain, final), *(summary.scalar(tag, value) for tag, value in final.items())):
+                file.add_summary(row, step)
+            file.close()
 
     def _on_board(self, method: str, *arguments: Any, **named: Any) -> None:
         if self._board is not None and self._board_works:

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_storage import KILLED, Fault
 from tiny import after_step, figures, hashes, in_child, stopped, train, words
 
-from diffusion_cli import checkpoint, config, devices, storage
+from diffusion_cli import checkpoint, config, devices, storage, training
 from diffusion_cli.errors import StorageError
 from diffusion_cli.runs import status_of
 from diffusion_cli.trainer import Trainer
@@ -199,6 +199,22 @@ def test_figures_beyond_the_checkpoint_are_dropped(save_every: int, tmp_path: Pa
     run = train(tmp_path, *more)
     assert_nothing_twice(run)
     assert tensorboard(run)["train/loss"] == [2, 4, 6, 8, 10, 12]
+
+
+def test_the_row_of_a_run_is_there_once(tmp_path: Path) -> None:
+    """Interrupted after TensorBoard's row of final figures and before "finished" was noted; made again; and a longer run's."""
+
+    def end(run: Path, objective: object) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(training, "_draw_history", end)
+        train(tmp_path, *BASE, "trainer.steps=6")
+    assert tensorboard(tmp_path / "run")["final/train/loss"] == [6]
+    train(tmp_path, *BASE, "trainer.steps=6")
+    assert tensorboard(tmp_path / "run")["final/train/loss"] == [6]
+    train(tmp_path, *BASE)
+    assert tensorboard(tmp_path / "run")["final/train/loss"] == [12]
 
 
 def slow(run: Path) -> None:
