@@ -169,14 +169,17 @@ def _hydra(primary: str, task: Callable[..., object], argv: list[str]) -> None:
 def _settled(argv: list[str]) -> list[str]:
     """Keys of a swept group are there in each job alone, and Hydra looks for them before; sweeps of one value it leaves be.
 
-    -m guidance=apg,cfg guidance.scale=4 becomes -m guidance=apg,cfg guidance.scale=choice(4).
+    -m guidance=apg,cfg guidance.scale=4 becomes -m guidance=apg,cfg guidance.scale=choice(4), and case=muon case=choice(muon).
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from diffusion_cli.sweeps.space import CASE
 
     said = {word: OverridesParser.create().parse_override(word) for word in overrides(argv) if _parses(word)}
     swept = {found.key_or_group for found in said.values() if found.is_sweep_override()}
     lonely = {word for word, found in said.items() if not found.is_sweep_override() and "." in found.key_or_group}
     inside = {word for word in lonely if any(word.startswith(f"{group.replace('/', '.')}.") for group in swept)}
+    inside |= {word for word, found in said.items() if found.key_or_group == CASE and not found.is_sweep_override()}
     return [re.sub(r"=(.*)$", r"=choice(\1)", word, flags=re.S) if word in inside else word for word in argv]
 
 

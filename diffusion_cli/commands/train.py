@@ -37,12 +37,14 @@ def main() -> None:
 
 
 def _named_sweep(argv: list[str]) -> list[str]:
-    """A sweep's runs lie in one folder, so it has a name from the start."""
-    said = dict(word.split("=", 1) for word in cli.overrides(argv) if "=" in word)
+    """A sweep's runs lie in one folder, so it has a name from the start; one asked for by name needs no -m."""
+    words = cli.overrides(argv)
+    said = dict(word.split("=", 1) for word in words if "=" in word)
     sweep = said.get("sweep", "null")
-    if said.get("hydra.mode") == "RUN" or "name" in said or not (cli.is_multirun(argv) or sweep != "null"):
+    if said.get("hydra.mode") == "RUN" or not (cli.is_multirun(argv) or sweep != "null"):
         return argv
-    return [*argv, f"name={'sweep' if sweep == 'null' else sweep}"]
+    flag = ["-m"] * (len(words) == len(argv))  # no flag of Hydra's own stands there
+    return [*flag, *argv, *([] if "name" in said else [f"name={'sweep' if sweep == 'null' else sweep}"])]
 
 
 def task(composed: DictConfig) -> float | None:
