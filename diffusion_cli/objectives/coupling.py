@@ -15,7 +15,6 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from diffusion_cli.collectives import gathered
@@ -41,5 +40,7 @@ class Coupling:
 
     def assigned(self, x0: Tensor, noise: Tensor) -> Tensor:
         """[n]: which noise goes with which picture; both [n, D]."""
+        from scipy.optimize import linear_sum_assignment  # takes half a second to import
+
         cost = torch.cdist(x0.double(), noise.double()) ** self.power  # [n, n]
         return torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])
