@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -259,14 +260,20 @@ def test_run_needs_the_standard_library_only() -> None:
 # ------------------------------------------------------------------------------------------------------ choices: its table
 
 
-def test_a_choice_is_judged_by_all_of_its_seeds(tmp_path: Path) -> None:
+def test_a_choice_is_judged_by_pairs_of_seeds(tmp_path: Path) -> None:
+    """Seeds that differ more from each other than the cases do: only their pairs tell. By hand: logarithms of -0.1, -0.2 and -0.3
+    have a t of 2 sqrt(3) < 4.30; of -0.2, -0.21 and -0.22 it is 21 sqrt(3)."""
     choices = load("choices")
-    plain = choices.Case("plain", {"x0_mse": [0.10, 0.12, 0.11], "kid": [4.0, 5.0, 3.0]}, 2.0)
-    other = choices.Case("other", {"x0_mse": [0.08, 0.09, 0.07], "kid": [1.0, 3.5, 2.0]}, 3.0)
-    assert other.gain(plain, "x0_mse") == (pytest.approx(1 - 0.08 / 0.11), True)
-    assert other.gain(plain, "kid")[1] is False, "one seed of it is worse than one of plain"
+    plain = choices.Case("plain", {"x0_mse": {"0": 0.10, "1": 0.20, "2": 0.40}, "kid": {"0": 1.0, "1": 2.0, "2": 4.0}}, 2.0)
+    near = {"1": 0.20 * math.exp(-0.21), "0": 0.10 * math.exp(-0.20), "2": 0.40 * math.exp(-0.22)}
+    wide = {"0": math.exp(-0.1), "1": 2 * math.exp(-0.2), "2": 4 * math.exp(-0.3)}
+    other = choices.Case("other", {"x0_mse": near, "kid": wide}, 3.0)
+    assert other.gain(plain, "x0_mse") == (pytest.approx(1 - math.exp(-0.21)), pytest.approx(0.01), True)
+    assert other.gain(plain, "kid") == (pytest.approx(1 - math.exp(-0.2)), pytest.approx(0.1), False)
     rows = choices.page([plain, other]).splitlines()
-    assert rows[3] == "| `other` | 3 | 0.08 ± 0.01 | **+27 %** | 2.167 ± 1.3 | +46 % | 1.50 |"
+    assert rows[3] == "| `other` | 3 | 0.1883 ± 0.12 | **+18.9 ± 1.0 %** | 1.835 ± 1 | +18.1 ± 10.0 % | 1.50 |"
+    lonely = choices.Case("lonely", {"x0_mse": {"7": 0.1}, "kid": {"0": 0.5}}, 2.0)
+    assert lonely.gain(plain, "kid")[2] is False and math.isnan(lonely.gain(plain, "x0_mse")[0]), "one seed, and none in common"
     assert choices.plot([plain, other]).size[0] > 400
     with pytest.raises(choices.UserError, match="no finished run of case=plain"):
         choices.cases_of(tmp_path)
