@@ -261,8 +261,8 @@ def test_run_needs_the_standard_library_only() -> None:
 
 
 def test_a_choice_is_judged_by_pairs_of_seeds(tmp_path: Path) -> None:
-    """Seeds that differ more from each other than the cases do: only their pairs tell. By hand: logarithms of -0.1, -0.2 and -0.3
-    have a t of 2 sqrt(3) < 4.30; of -0.2, -0.21 and -0.22 it is 21 sqrt(3)."""
+    """Seeds that differ more from each other than the cases do: only their pairs tell. By hand: logarithms of -0.1, -0.2 and
+    -0.3 have a t of 2 sqrt(3) < 4.30; of -0.2, -0.21 and -0.22 it is 21 sqrt(3)."""
     choices = load("choices")
     plain = choices.Case("plain", {"x0_mse": {"0": 0.10, "1": 0.20, "2": 0.40}, "kid": {"0": 1.0, "1": 2.0, "2": 4.0}}, 2.0)
     near = {"1": 0.20 * math.exp(-0.21), "0": 0.10 * math.exp(-0.20), "2": 0.40 * math.exp(-0.22)}
