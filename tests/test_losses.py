@@ -132,6 +132,19 @@ def hard(t: torch.Tensor) -> torch.Tensor:
     return 0.1 + torch.exp(-8 * t)
 
 
+def test_importance_remembers_the_last_losses_of_each_bucket() -> None:
+    """Beside a loop over the pictures; batches with more pictures of a bucket than it remembers, and with none."""
+    times, made = Importance(buckets=4, memory=3), torch.Generator().manual_seed(0)
+    history, seen = torch.zeros(4, 3), [0] * 4
+    for size in (1, 2, 7, 40, 3):
+        t, error = torch.rand(size, generator=made).clamp(min=0.01), torch.rand(size, generator=made)
+        times.observe(t, error)
+        for bucket, value in zip((torch.ceil(t * 4) - 1).long().tolist(), error, strict=True):
+            history[bucket, seen[bucket] % 3] = value
+            seen[bucket] += 1
+        assert torch.equal(times.history, history) and times.seen.tolist() == seen
+
+
 def learned(buckets: int = 20, memory: int = 5, floor: float = 0.001) -> Importance:
     times = Importance(buckets, memory, floor)
     for _ in range(memory):
@@ -187,13 +200,6 @@ def test_importance_carries_its_history_in_its_state():
     for one in (times, other):
         one.observe(t, hard(t))
     assert all(torch.equal(a, b) for a, b in zip(times.state_dict().values(), other.state_dict().values()))
-
-
-def test_importance_remembers_the_last_losses_of_each_bucket():
-    times = Importance(2, 3)
-    for value in range(1, 6):
-        times.observe(torch.tensor([0.5]), torch.tensor([float(value)]))  # an upper edge belongs to its bucket
-    assert sorted(times.history[0].tolist()) == [3, 4, 5] and times.seen.tolist() == [5, 0]
 
 
 # ---------------------------------------------------------------------------- norms

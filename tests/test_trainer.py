@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import after_step, changed, compose, figures, hashes, in_child, stopped, train, words
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion_cli import checkpoint, config, storage, training
 from diffusion_cli.errors import ConfigError, NumericError, Stopped, StorageError
@@ -33,6 +34,50 @@ def test_accumulation_changes_only_rounding(tmp_path: Path) -> None:
         assert one.keys() == two.keys() and max(abs(one[key] - two[key]) for key in one) < 1e-4
     other = train(tmp_path, *learned, "seed=1", name="other")
     assert distance(weights(runs[0]), weights(other)) > 1e-3, "the comparison can fail"
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would be waited for: numbers that Python reads, and shapes that depend on numbers."""
+
+    READS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "bincount"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func._schema.name.removeprefix("aten::")
+        masked = name in ("index", "index_put_") and any(k is not None and k.dtype == torch.bool for k in args[1])
+        self.found += [name] * (name in self.READS or masked)
+        return func(*args, **(kwargs or {}))
+
+
+OTHERS = tuple(f"model.{key}=DEFAULT" for key in ("width", "groups", "multipliers"))
+WORK = {
+    "default": ("dataset.labels=true", "objective.label_dropout=0.1", "dataset.flip=true"),
+    "adam": ("optimizer.clip=1", "optimizer.warmup=2", "objective.self_conditioning=0.5", "objective/augment=edm"),
+    "learned": ("loss=learned", "schedule=edm", "prediction=edm", "objective/term=dispersive", "optimizer=muon"),
+    "importance": ("loss=importance", "loss.times.buckets=4", "loss.times.memory=2", "ema=power"),
+    "consistency": ("objective=consistency", "loss=consistency", "sampler=multistep", "trainer.accumulate=2"),
+    "latents": ("objective=autoencoding", "model=autoencoder_kl", *OTHERS),
+    "codebook": ("objective=autoencoding", "model=autoencoder_vq", "model.codes=16", *OTHERS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_a_step_waits_once_for_its_device(work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the guard's question before the optimizer, whose three numbers come as one list."""
+    original, tolist, waits = Trainer.step, torch.Tensor.tolist, list[list[str]]()
+
+    def step(self: Trainer, batch: object) -> None:
+        with Waits() as mode, monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "tolist", lambda tensor: mode.found.append("tolist") or tolist(tensor))
+            original(self, batch)
+        waits.append(mode.found)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    train(tmp_path, *WORK[work])
+    assert waits[1:] == [["tolist"]] * 3, "the first step may make the optimizer's state"
 
 
 def test_same_seed_same_bits_other_seed_other_bits(tmp_path: Path) -> None:

@@ -122,6 +122,11 @@ class Importance(Times):
 
     @torch.no_grad()
     def observe(self, t: Tensor, error: Tensor) -> None:
-        for bucket, value in zip(self._bucket(gathered(t)).tolist(), gathered(error.detach().float()), strict=True):
-            self.history[bucket, self.seen[bucket] % self.history.shape[1]] = value
-            self.seen[bucket] += 1
+        bucket, value = self._bucket(gathered(t)), gathered(error.detach().float())  # [B] both
+        memory, same = self.history.shape[1], bucket[:, None] == bucket  # [B, B]
+        after = torch.triu(same, 1).sum(1)  # [B]: pictures of its bucket that come after it in this batch
+        place = (self.seen[bucket] + torch.tril(same, -1).sum(1)) % memory
+        kept = torch.where(after < memory, bucket * memory + place, self.history.numel())  # the rest beyond the end
+        longer = torch.cat([self.history.flatten(), value[:1]]).index_put((kept,), value)
+        self.history.copy_(longer[:-1].view_as(self.history))
+        self.seen.index_add_(0, bucket, torch.ones_like(bucket))

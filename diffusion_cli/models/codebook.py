@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from diffusion_cli.collectives import gathered
@@ -74,7 +73,7 @@ class Codebook(nn.Module):
         z, source = gathered(z), replace(source, slots=gathered(source.slots))
         codes = self.embedding.weight
         with torch.autocast(z.device.type, enabled=False):
-            chosen = nnf.one_hot(self.nearest(z).flatten(), len(codes)).float()  # [B N, K]
+            chosen = (self.nearest(z).flatten()[:, None] == torch.arange(len(codes), device=z.device)).float()  # [B N, K]
             vectors = z.float().flatten(2).transpose(1, 2).flatten(0, 1)  # [B N, c]
             self.counts.lerp_(chosen.sum(0), 1 - self.decay)  # [K]
             self.sums.lerp_(chosen.T @ vectors, 1 - self.decay)  # [K, c]; a product of matrices: the same on every run

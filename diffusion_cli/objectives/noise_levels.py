@@ -11,5 +11,6 @@ BIN_NAMES = [f"t_{k / BINS:.1f}_to_{(k + 1) / BINS:.1f}" for k in range(BINS)]
 
 def by_noise(t: Tensor, values: Tensor) -> Tally:
     """Values [B] at t [B], apart for each tenth of t."""
-    level = torch.nn.functional.one_hot((t * BINS).long().clamp(max=BINS - 1), BINS).to(values)  # [B, BINS]
+    tenth = (t * BINS).long().clamp(max=BINS - 1)
+    level = (tenth[:, None] == torch.arange(BINS, device=t.device)).to(values)  # [B, BINS]
     return Tally(values @ level, level.sum(0))
