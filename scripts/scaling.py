@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from diffusion_cli.models import DDPMpp, DiT, Network, UNet
+from diffusion_cli.models import EDM2, DDPMpp, DiT, Network, UNet
 from diffusion_cli.profiling import flops
 
 NVLINK, NETWORK = 350e9, 40e9  # bytes a second and card, within a machine and between machines: estimates
@@ -46,9 +46,19 @@ class Recipe:
 RECIPES = (
     Recipe("CIFAR-10, DDPM's U-Net", "Ho et al. 2020", lambda: UNet(3, 32, 0), 102.4, 128),
     Recipe("CIFAR-10, EDM's DDPM++", "Karras et al. 2022", lambda: DDPMpp(3, 32, 10), 200, 512),
+    Recipe("ImageNet 64, ADM trained as EDM", "Karras et al. 2022", lambda: adm(64), 2500, 4096),
+    Recipe("ImageNet 64, EDM2-S", "Karras et al. 2024", lambda: EDM2(3, 64, 1000, width=192), 1073.7, 2048),
     Recipe("ImageNet 256 in latents, DiT-XL/2", "Peebles and Xie 2023, 7M steps", lambda: dit(32, 1152, 28, 16), 1792, 256),
     Recipe("ImageNet 512 in latents, DiT-XL/2", "Peebles and Xie 2023, 3M steps", lambda: dit(64, 1152, 28, 16), 768, 256),
 )
+
+
+def adm(size: int) -> Network:
+    """configs/model/adm.yaml"""
+    return UNet(
+        3, size, 1000, width=192, multipliers=(1, 2, 3, 4), blocks=3, attention_levels=(1, 2, 3), head_width=64,
+        time="scale_shift", resize="block",
+    )  # fmt: skip
 
 
 def dit(size: int, width: int, depth: int, heads: int) -> Network:
