@@ -1,6 +1,7 @@
 """Where and in which precision the numbers are computed: the words `device`, `precision`, `compile` and `convolutions`
 become facts here."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.runs import cache_home
 from diffusion_cli.winograd import faster
 
 
@@ -70,6 +72,8 @@ def choose(
     compiled = on_gpu if compile == "auto" else compile
     if convolutions == "winograd" and compiled:
         raise ConfigError("convolutions=winograd are not compiled with the network: choose compile=false, or convolutions=auto")
+    if compiled:  # torch's own place is /tmp: kept for the next start, of this run or another
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "compiled"))
     winograd = convolutions != "torch" and found.type == "cpu" and kind is None and not compiled
     if convolutions == "winograd" and not winograd:
         say("convolutions=winograd are for a CPU and fp32, so torch's are used")

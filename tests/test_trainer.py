@@ -1,6 +1,7 @@
 """The trainer's promises but for resuming: accumulation, schedules, stopping, bad numbers, the lock, and that it learns."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tiny import after_step, changed, compose, figures, hashes, in_child, stoppe
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion_cli import checkpoint, config, storage, training
+from diffusion_cli.devices import choose
 from diffusion_cli.errors import ConfigError, NumericError, Stopped, StorageError
 from diffusion_cli.runs import Run, status_of
 from diffusion_cli.trainer import Trainer
@@ -78,6 +80,18 @@ def test_a_step_waits_once_for_its_device(work: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr(Trainer, "step", step)
     train(tmp_path, *WORK[work])
     assert waits[1:] == [["tolist"]] * 3, "the first step may make the optimizer's state"
+
+
+def test_what_is_compiled_is_kept_for_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    choose("cpu", "fp32", True, print)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine", "who says where is heard"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    choose("cpu", "fp32", False, print)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    choose("cpu", "fp32", True, print)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "diffusion-cli" / "compiled")
 
 
 def test_same_seed_same_bits_other_seed_other_bits(tmp_path: Path) -> None:

@@ -235,6 +235,7 @@ def test_the_word(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     def chosen(precision: str, compile: bool | str, word: str) -> bool:
         return choose("cpu", precision, compile, print, word).winograd  # type: ignore[arg-type]
 
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
     assert chosen("auto", "auto", "auto") and chosen("fp32", False, "winograd")
     assert not chosen("fp32", False, "torch") and not chosen("fp32", True, "auto")
     with pytest.raises(ConfigError, match=r"convolutions=winograd .* compile=false"):
