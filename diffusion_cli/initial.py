@@ -23,9 +23,7 @@ from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.stages import carried
 
 SUPPLIED = ("schedule", "prediction", "model", "sampler", "objective", *Stages.NAMES)
-_OUT = re.compile(
-    r".*\.(conv_out|patches_out|proj_out_2)\.(weight|bias)"
-)  # of a network's last layer, whose rows are F's channels
+_OUT = re.compile(r".*\.(conv_out|patches_out)\.(weight|bias)")  # of a network's last layer: its rows are channels of F
 _TABLE = "class_embedding.weight"  # how the name of a network's table of classes ends (models/network.py)
 _SPAN = ".span."  # in the names of what tells a network its second time (models/time_embedding.py)
 
@@ -100,7 +98,8 @@ def begin(objective: Objective, found: Trained, weights: str | None, facts: Fact
 
     Only the model's parts are taken: what a loss or a critic has learned belongs to the old training. A class has the row of
     the same name; one that the model does not know begins as its null row, or as zeros where it had no classes, so that at
-    first the network answers as before. Channels of a variance are left out, or begin as zeros. One of two times that begins from one of one learns its time anew (denoiser.PACE).
+    first the network answers as before. Channels of a variance are left out, or begin as zeros. One of two times that begins
+    from one of one learns its time anew (denoiser.PACE).
     """
     group = weights or ("ema" if "average" in found.groups() else "raw")
     given = {name: value for name, value in plain_weights(found, group).items() if name.partition(".")[0] in KINDS}

@@ -61,7 +61,7 @@ def check_walk(denoiser: Denoiser, sampler: Sampler, bound: bool = False) -> Non
         )
     if sampler.varied and bound:
         raise ValueError(
-            "sampler.variance=learned is of a walk that nothing binds: with an edit, or between labels, choose sampler.variance=small"
+            "sampler.variance=learned is of a free walk: with an edit, or between labels, choose sampler.variance=small"
         )
 
 

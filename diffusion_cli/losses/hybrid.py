@@ -1,7 +1,9 @@
 """Learned variances: where between its two extremes the variance of a step lies is learned beside the mean.
 
-    q(x_s | x_t, x0) = N(mu(x_t, x0), beta~)     beta  = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2,  beta~ = beta sigma_s^2 / sigma_t^2
-    p(x_s | x_t)     = N(mu(x_t, D(x_t)), exp(v log beta + (1 - v) log beta~))           mu(x_t, x0) = ... + alpha_s beta / sigma_t^2 x0
+    q(x_s | x_t, x0) = N(mu(x_t, x0), beta~)                                     beta  = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2
+    p(x_s | x_t)     = N(mu(x_t, D(x_t)), exp(v log beta + (1 - v) log beta~))   beta~ = beta sigma_s^2 / sigma_t^2
+    mu(x_t, x0) = (alpha_t sigma_s^2 / alpha_s x_t + alpha_s beta x0) / sigma_t^2
+
     L_hybrid = L + w L_vlb,    L_vlb = sum over the steps of a table of KL(q || p), and of the last one -log p(x0 | x_t)
 
 Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq. 15 and 16. The network says v in further
@@ -37,14 +39,14 @@ class Hybrid(Term):
     coupled = False
 
     def check(self, denoiser: Denoiser, loss: Loss) -> None:
-        schedule = denoiser.schedule
-        if not (schedule.gaussian and schedule.white):
+        if not (denoiser.schedule.gaussian and denoiser.schedule.white):
             raise ValueError(
-                f"objective/term=hybrid needs white Gaussian noise, and that of {type(schedule).__name__} is not: another schedule"
+                "objective/term=hybrid is about steps of white Gaussian noise, and that of this schedule is not: choose "
+                "schedule=ddpm or cosine"
             )
         if not isinstance(loss.times, Discrete) or loss.times.steps < 2:
             raise ValueError(
-                "objective/term=hybrid trains the steps of a table: choose loss=ddpm, or loss/times=discrete with at least 2 steps"
+                "objective/term=hybrid trains the steps of a table: choose loss=ddpm, or loss/times=discrete, of at least 2 steps"
             )
 
     def __call__(self, told: Told, prediction: Prediction, loss: Loss) -> Tensor:

@@ -219,8 +219,8 @@ class DiT(PatchTransformer):
 
         patches_in = nn.Linear((channels + hint_channels) * patch_size**2, width)
         super().__init__(
-            channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times, variance_channels, patch_size,
-            width, time_shift, depth, patches_in, block, _norm(width),
+            channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times, variance_channels,
+            patch_size, width, time_shift, depth, patches_in, block, _norm(width),
         )  # fmt: skip
 
 

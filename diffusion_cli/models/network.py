@@ -9,7 +9,7 @@
                                  (Ho and Salimans 2022), and None means the null condition for the whole batch
           [B, L, D] float32      or, for a network with text_width D, the tokens of texts, which it always gets; an all-zero
                                  token is padding (conditioning/conditioner.py), and no other one reads it
-    F     [B, C, H, W]           or, with variance_channels, C more: what is learned of the variance of a step (losses/hybrid.py)
+    F     [B, C, H, W]           or, with variance_channels, C more: of the variance of a step (losses/hybrid.py)
     augment [B, A] or None       how the picture was moved, for a network with augment_width A; None: it was not
 
 A constructor's first three arguments are facts that the data set states, and so are hint_channels, of a network that can
@@ -62,7 +62,8 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        """F [B, C + variance_channels, H, W]. One that takes an augment_width has a fourth argument, augment [B, augment_width] or None.
+        """F [B, C + variance_channels, H, W]. One that takes an augment_width has a fourth argument, augment [B, augment_width] or
+        None.
 
         ValueError: labels given to a network without classes.
         """

@@ -117,6 +117,6 @@ class Transformer(PatchTransformer):
         if bottleneck is not None:
             patches_in = nn.Sequential(nn.Linear(numbers, bottleneck, bias=False), nn.Linear(bottleneck, width))
         super().__init__(
-            channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times, variance_channels, patch_size,
-            width, time_shift, depth, patches_in, block, RMSNorm(width),
+            channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times, variance_channels,
+            patch_size, width, time_shift, depth, patches_in, block, RMSNorm(width),
         )  # fmt: skip

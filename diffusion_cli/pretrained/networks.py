@@ -21,8 +21,8 @@ Weights = Mapping[str, Tensor]
 @dataclass(frozen=True)
 class Net:
     """node: without what the facts say. channels, size: of what it knows, pictures or latents. rename: their tensors -> ours.
-    varied: does it say a variance too? rows: of the class table; 0 without one. null_taught: is the last row known to be trained for no label? text_width: of the
-    tokens that it reads; 0: none."""
+    rows: of the class table; 0 without one. null_taught: is the last row known to be trained for no label? text_width: of the
+    tokens that it reads; 0: none. varied: does it say a variance too?"""
 
     node: dict[str, Any]
     channels: int
