@@ -1,8 +1,8 @@
 """Learned variances: where between its two extremes the variance of a step lies is learned beside the mean.
 
-    q(x_s | x_t, x0) = N(mu(x_t, x0), beta~)                                     beta  = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2
-    p(x_s | x_t)     = N(mu(x_t, D(x_t)), exp(v log beta + (1 - v) log beta~))   beta~ = beta sigma_s^2 / sigma_t^2
-    mu(x_t, x0) = (alpha_t sigma_s^2 / alpha_s x_t + alpha_s beta x0) / sigma_t^2
+    q(x_s | x_t, x0) = N(mu(x_t, x0), beta~)     mu(x_t, x0) = (alpha_t sigma_s^2 / alpha_s x_t + alpha_s beta x0) / sigma_t^2
+    p(x_s | x_t) = N(mu(x_t, D(x_t)), exp(v log beta + (1 - v) log beta~))
+    beta = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2,   beta~ = beta sigma_s^2 / sigma_t^2
 
     L_hybrid = L + w L_vlb,    L_vlb = sum over the steps of a table of KL(q || p), and of the last one -log p(x0 | x_t)
 
@@ -46,7 +46,7 @@ class Hybrid(Term):
             )
         if not isinstance(loss.times, Discrete) or loss.times.steps < 2:
             raise ValueError(
-                "objective/term=hybrid trains the steps of a table: choose loss=ddpm, or loss/times=discrete, of at least 2 steps"
+                "objective/term=hybrid trains the steps of a table: choose loss=ddpm, or loss/times=discrete of at least 2"
             )
 
     def __call__(self, told: Told, prediction: Prediction, loss: Loss) -> Tensor:

@@ -62,8 +62,8 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        """F [B, C + variance_channels, H, W]. One that takes an augment_width has a fourth argument, augment [B, augment_width] or
-        None.
+        """F [B, C + variance_channels, H, W]. One that takes an augment_width has a fourth argument, augment
+        [B, augment_width] or None.
 
         ValueError: labels given to a network without classes.
         """
