@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffusion_cli import config
 from diffusion_cli.finding import find, load_denoiser
-from diffusion_cli.models import DDPMpp, UNet, UNet2D
+from diffusion_cli.models import DDPMpp, UNet
 from diffusion_cli.predictions import Preconditioned
 from diffusion_cli.sampling import sample
 
