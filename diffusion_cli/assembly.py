@@ -22,7 +22,7 @@ from diffusion_cli.data.augment import WIDTH
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.guidance import Guidance
-from diffusion_cli.losses import Loss, Perceptual, Times
+from diffusion_cli.losses import Loss, Perceptual, Term, Times
 from diffusion_cli.models import Autoencoder, Classifier, Clip, Network
 from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.objectives import Method, Objective
@@ -153,6 +153,10 @@ def denoiser_of(node: Mapping[str, Any], facts: Facts, trust: Collection[str] = 
     if texts["width"]:
         sizes["text_width"] = texts["width"]
         _takes(node, "text_width", "texts", "text", trust)
+    term = node["objective"].get("term")
+    if term is not None and build(term, Term, "objective.term", trust=trust).learns_variance:
+        sizes["variance_channels"] = channels
+        _takes(node, "variance_channels", "objective/term", "variance", trust)
     method = node["objective"].get("method")
     if method is not None and build(method, Method, "objective.method", trust=trust).two_times:
         sizes["two_times"] = True

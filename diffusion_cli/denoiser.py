@@ -48,6 +48,7 @@ class Denoiser(nn.Module):
     null: Tensor
     digest = ""  # of the checkpoint that it was read from, where it serves as a teacher
     goal: Callable[[Tensor], Tensor] | None = None  # t -> the s that a network of two times leads to; None: t itself
+    note: Callable[[Tensor], None] | None = None  # is given v of each answer
 
     def __init__(self, network: Network, prediction: Prediction, length: int = 0):
         super().__init__()
@@ -72,6 +73,12 @@ class Denoiser(nn.Module):
         made.goal = goal
         return made
 
+    def noting(self, note: Callable[[Tensor], None]) -> "Denoiser":
+        """The same denoiser, with the same weights, that gives v of each x0 to `note`. Its network has learned variances."""
+        made = copy.copy(self)
+        made.note = note
+        return made
+
     def output(
         self,
         x: Tensor,
@@ -81,8 +88,21 @@ class Denoiser(nn.Module):
         augment: Tensor | None = None,
         s: Tensor | None = None,
     ) -> Tensor:
-        """The network's raw F [B, C, H, W]. A network without hint_channels is not told the hint; augment [B, 9]: how x was
-        moved, for a network with augment_width; one of one time is not told s, where it leads to."""
+        """F [B, C, H, W] alone."""
+        return self.outputs(x, t, cond, hint, augment, s)[0]
+
+    def outputs(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Tensor | None = None,
+        hint: Tensor | None = None,
+        augment: Tensor | None = None,
+        s: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The network's raw F [B, C, H, W], and v of the same shape where it says one: the logarithm of a step's variance lies
+        v of the way from the posterior's to that of the whole step (losses/hybrid.py). A network without hint_channels is not
+        told the hint; augment [B, 9]: how x was moved, for a network with augment_width; one of one time is not told s."""
         time = self.prediction.c_noise(t).to(x).expand(len(x))  # [B]
         if self.network.two_times:
             s = s if s is not None else t if self.goal is None else self.goal(t)
@@ -94,9 +114,16 @@ class Denoiser(nn.Module):
         if cond is None and self.network.text_width:
             cond = self.null.expand(len(x), -1, -1)
         more = {} if augment is None else {"augment": augment}
-        return self.network(z, time, cond, **more).float()
+        F = self.network(z, time, cond, **more).float()
+        if not self.network.variance_channels:
+            return F, None
+        F, said = F.chunk(2, dim=1)  # [B, C, H, W] each
+        return F, (said + 1) / 2
 
     def forward(
         self, x: Tensor, t: Tensor, cond: Tensor | None = None, hint: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        return self.prediction.decode(self.output(x, t, cond, hint, augment), x, t)[0]
+        F, v = self.outputs(x, t, cond, hint, augment)
+        if self.note is not None and v is not None:
+            self.note(v)
+        return self.prediction.decode(F, x, t)[0]

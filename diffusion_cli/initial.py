@@ -5,6 +5,7 @@ the command line. Where one of them names the group (schedule=cosine), the model
 (model.dropout=0), that key alone is changed. A run that has a checkpoint goes on from that, and PLACE is not read again.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.stages import carried
 
 SUPPLIED = ("schedule", "prediction", "model", "sampler", "objective", *Stages.NAMES)
+_OUT = re.compile(r".*\.(conv_out|patches_out)\.(weight|bias)")  # of a network's last layer: its rows are channels of F
 _TABLE = "class_embedding.weight"  # how the name of a network's table of classes ends (models/network.py)
 _SPAN = ".span."  # in the names of what tells a network its second time (models/time_embedding.py)
 
@@ -48,6 +50,8 @@ def adopted(node: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     if method is not None:  # what few steps are learned by, and walked by, is the command's own
         taken.pop("sampler", None)
         taken["objective"] = {**taken.get("objective", node["objective"]), "method": method}
+    if taken.get("sampler", {}).get("variance") == "learned" and not taken.get("objective", node["objective"]).get("term"):
+        taken["sampler"]["variance"] = "small"  # a pipeline's: what is not trained on is not asked for
     return {**node, **taken, "init_digest": digest}
 
 
@@ -94,7 +98,8 @@ def begin(objective: Objective, found: Trained, weights: str | None, facts: Fact
 
     Only the model's parts are taken: what a loss or a critic has learned belongs to the old training. A class has the row of
     the same name; one that the model does not know begins as its null row, or as zeros where it had no classes, so that at
-    first the network answers as before. One of two times that begins from one of one learns its time anew (denoiser.PACE).
+    first the network answers as before. Channels of a variance are left out, or begin as zeros. One of two times that begins
+    from one of one learns its time anew (denoiser.PACE).
     """
     group = weights or ("ema" if "average" in found.groups() else "raw")
     given = {name: value for name, value in plain_weights(found, group).items() if name.partition(".")[0] in KINDS}
@@ -102,6 +107,8 @@ def begin(objective: Objective, found: Trained, weights: str | None, facts: Fact
     for name in own:
         if name.endswith(_TABLE) and name.partition(".")[0] in KINDS:
             given[name] = _table(given.get(name), own[name], found.config["facts"]["classes"], facts["classes"])
+    for name in [name for name in given if name in own and _OUT.fullmatch(name)]:
+        given[name] = _rows(given[name], own[name])
     given = {name: value for name, value in own.items() if _SPAN in name} | given
     wanted = {name: value.shape for name, value in own.items() if name.partition(".")[0] in KINDS}
     there = {name: value.shape for name, value in given.items()}
@@ -113,6 +120,13 @@ def begin(objective: Objective, found: Trained, weights: str | None, facts: Fact
             f"({len(strange)} of {len(wanted)} tensors differ); leave out the words that change model or objective"
         )
     objective.load_state_dict({**own, **given})
+
+
+def _rows(theirs: Tensor, ours: Tensor) -> Tensor:
+    """[C, ...] or [2 C, ...], the latter with a variance -> as many rows as ours."""
+    if len(theirs) == 2 * len(ours):
+        return theirs[: len(ours)]
+    return torch.cat([theirs, torch.zeros_like(theirs)]) if len(ours) == 2 * len(theirs) else theirs
 
 
 def _table(theirs: Tensor | None, ours: Tensor, known: Sequence[str], classes: Sequence[str]) -> Tensor:

@@ -19,19 +19,19 @@ class Decay(ABC):
     """How the learning rate falls over a run."""
 
     @abstractmethod
-    def factor(self, step: int, total: int) -> float:
-        """Factor on the rate at step 0, 1 ... of `total`."""
+    def factor(self, step: int, total: int, batch: int = 1) -> float:
+        """Factor on the rate at step 0, 1 ... of `total`, each of `batch` pictures."""
 
 
 @dataclass(frozen=True)
 class Constant(Decay):
-    def factor(self, step: int, total: int) -> float:
+    def factor(self, step: int, total: int, batch: int = 1) -> float:
         return 1.0
 
 
 @dataclass(frozen=True)
 class Linear(Decay):
-    def factor(self, step: int, total: int) -> float:
+    def factor(self, step: int, total: int, batch: int = 1) -> float:
         return max(0.0, 1 - step / total)
 
 
@@ -39,7 +39,7 @@ class Linear(Decay):
 class Cosine(Decay):
     """Half a cosine (Loshchilov and Hutter 2017)."""
 
-    def factor(self, step: int, total: int) -> float:
+    def factor(self, step: int, total: int, batch: int = 1) -> float:
         return (1 + math.cos(math.pi * min(1.0, step / total))) / 2
 
 
@@ -49,7 +49,7 @@ class Late(Decay):
 
     share: Fraction = 0.3
 
-    def factor(self, step: int, total: int) -> float:
+    def factor(self, step: int, total: int, batch: int = 1) -> float:
         return min(1.0, max(0.0, 1 - step / total) / self.share) if self.share else 1.0
 
 
@@ -61,8 +61,18 @@ class Steps(Decay):
     by: Fraction = 0.9
     floor: Fraction = 0.0
 
-    def factor(self, step: int, total: int) -> float:
+    def factor(self, step: int, total: int, batch: int = 1) -> float:
         return max(self.floor, self.by ** (step // self.every))
+
+
+@dataclass(frozen=True)
+class InverseSqrt(Decay):
+    """1 / sqrt(n / images) after n pictures, and 1 before `images` of them (Karras et al. 2024, EDM2, configuration E)."""
+
+    images: PositiveInt = 70_000_000
+
+    def factor(self, step: int, total: int, batch: int = 1) -> float:
+        return 1 / math.sqrt(max(step * batch / self.images, 1.0))
 
 
 class Optimizer(ABC):
@@ -75,8 +85,8 @@ class Optimizer(ABC):
         """For all parameters of the module that need a gradient; its `state` is by parameter."""
 
     @abstractmethod
-    def rate(self, step: int, total: int) -> float:
-        """The learning rate of step 0, 1 ... of `total`."""
+    def rate(self, step: int, total: int, batch: int = 1) -> float:
+        """The learning rate of step 0, 1 ... of `total`, each of `batch` pictures."""
 
 
 def state_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
@@ -89,7 +99,8 @@ def state_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, T
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Kingma and Ba 2015; Loshchilov and Hutter 2019); with weight_decay 0, Adam.
 
-    warmup: steps of a linear rise from 0; clip: largest norm of the gradient, None for no limit.
+    warmup: steps of a linear rise from 0; warmup_images: the same in pictures, and the later of the two counts; clip: largest
+    norm of the gradient, None for no limit.
     """
 
     lr: PositiveFloat
@@ -99,6 +110,7 @@ class AdamW(Optimizer):
     warmup: NonNegativeInt
     clip: PositiveFloat | None
     decay: Decay
+    warmup_images: NonNegativeInt = 0
 
     def make(self, module: nn.Module) -> torch.optim.Optimizer:
         return self._adamw([p for p in module.parameters() if p.requires_grad])
@@ -108,15 +120,15 @@ class AdamW(Optimizer):
             parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
         )
 
-    def rate(self, step: int, total: int) -> float:
-        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        return self.lr * rise * self.decay.factor(step, total)
+    def rate(self, step: int, total: int, batch: int = 1) -> float:
+        rise = (step + 1) / max(self.warmup, self.warmup_images / batch, 1)
+        return self.lr * min(1.0, rise) * self.decay.factor(step, total, batch)
 
 
 _ENDS = ("conv_in", "conv_out", "patches_in", "patches_out")  # the first and last layers of this program's networks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Muon(AdamW):
     """Matrices move by a matrix whose singular values are all about 1 (Jordan et al. 2024, "Muon"); the rest by AdamW.
 

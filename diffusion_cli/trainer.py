@@ -172,7 +172,7 @@ class Trainer:
         """One update of the weights: forward and backward by parts, clip, optimizer, average; none of it by a bad gradient."""
         step, settings = self.progress.step, self.settings
         self.objective.train()
-        rate = self.recipe.rate(step, settings.total)
+        rate = self.recipe.rate(step, settings.total, settings.batch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses, tallies = self.parts.work(lambda parts: self.gradients(batch, parts))
@@ -251,7 +251,7 @@ class Trainer:
         step_before, seconds_before = self.reported
         speed = (progress.step - step_before) * self.settings.batch / max(progress.seconds - seconds_before, 1e-9)
         values |= {
-            "train/learning_rate": self.recipe.rate(progress.step - 1, self.settings.total),
+            "train/learning_rate": self.recipe.rate(progress.step - 1, self.settings.total, self.settings.batch),
             "train/images": progress.step * self.settings.batch,
             "speed/images_per_second": speed,
         }

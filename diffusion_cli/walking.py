@@ -10,7 +10,7 @@ from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.editing import Edit, PureNoise, Question, Start
 from diffusion_cli.guidance import Guidance, Guided, Unguided
 from diffusion_cli.randomness import Source
-from diffusion_cli.samplers import Denoise, Sampler, State
+from diffusion_cli.samplers import Denoise, Sampler, State, Varied
 from diffusion_cli.schedules import over_pictures
 
 
@@ -40,11 +40,29 @@ def walk(
 
     told = None if told is None else told.to(source.slots.device)
     denoiser = denoiser.leading(sampler.goal(schedule))
+    said = [torch.zeros(())]  # v with the last answer: no answer, no more than the posterior's
+    if sampler.varied:
+        denoiser = denoiser.noting(lambda v: said.__setitem__(0, v))
     question = asking(denoiser, told, guidance, helper, shares, untold)
     x = start.x(schedule, sampler, source, shape)
     if edit is None:
-        return sampler.walk(question(), schedule, x, fresh)
+        # where guidance asked two things at once, the first half is what is told
+        ask = Varied(question(), lambda: said[0][: len(x)]) if sampler.varied else question()
+        return sampler.walk(ask, schedule, x, fresh)
     return edit.walk(question, schedule, sampler, x, fresh)
+
+
+def check_walk(denoiser: Denoiser, sampler: Sampler, bound: bool = False) -> None:
+    """ValueError for learned variances where there are none. bound: by an edit, or between labels."""
+    if sampler.varied and not denoiser.network.variance_channels:
+        raise ValueError(
+            "sampler.variance=learned: this network has learned none, as one trained with objective/term=hybrid has: choose "
+            "sampler.variance=small or large"
+        )
+    if sampler.varied and bound:
+        raise ValueError(
+            "sampler.variance=learned is of a free walk: with an edit, or between labels, choose sampler.variance=small"
+        )
 
 
 def asking(

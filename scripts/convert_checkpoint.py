@@ -246,6 +246,8 @@ def converted(
     if head_width is None:
         raise Refused("how wide its heads are is not in the file: --head-width, what --num_head_channels was in training")
     found = split(renamed(weights, pairs), head_width, order, "to_")
+    if kind == "guided" and len(found["conv_out.weight"]) > found["conv_in.weight"].shape[1]:
+        scheduler["variance_type"] = "learned_range"
     if kind == "edm" and "class_embedding.weight" in found:
         found["class_embedding.weight"] = found["class_embedding.weight"].T.contiguous()  # a linear layer of a one-hot label
     return found, config_of(found, size, head_width), scheduler

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffusion_cli import config
 from diffusion_cli.finding import find, load_denoiser
-from diffusion_cli.models import DDPMpp, UNet, UNet2D
+from diffusion_cli.models import DDPMpp, UNet
 from diffusion_cli.predictions import Preconditioned
 from diffusion_cli.sampling import sample
 
@@ -299,7 +299,7 @@ def agrees(folder: Path, network: nn.Module, classes: int, time: Tensor) -> Any:
     denoiser = load_denoiser(find(folder), "ema")
     x, labels = torch.randn(3, 3, 16, 16), torch.tensor([0, 2, 1]) if classes else None
     with torch.no_grad():
-        theirs, mine = network(x, time, labels)[:, :3], denoiser.network(x, time, labels)
+        theirs, mine = network(x, time, labels), denoiser.network(x, time, labels)
     assert (mine - theirs).abs().max() < 1e-5 * max(1, theirs.abs().max()) and theirs.std() > 0.1
     return denoiser
 
@@ -309,13 +309,14 @@ def test_guided_diffusion(classes: int, order: str, tmp_path: Path) -> None:
     network = shaken(Guided(classes, order))
     torch.save(network.state_dict(), tmp_path / "it.pt")
     command("guided", tmp_path / "it.pt", tmp_path / "out", "--size", 16, "--head-width", HEAD, "--order", order)
-    assert isinstance(
-        agrees(tmp_path / "out", network, classes, torch.tensor([0.0, 371.0, 999.0])).network, UNet2D
-    )  # a variance
+    times = torch.tensor([0.0, 371.0, 999.0])
+    denoiser = agrees(tmp_path / "out", network, classes, times)
+    assert isinstance(denoiser.network, UNet) and denoiser.network.variance_channels == 3
+    assert find(tmp_path / "out").config["config"]["sampler"]["variance"] == "learned"
     other = {"hqc": "qhc", "qhc": "hqc"}[order]
     command("guided", tmp_path / "it.pt", tmp_path / "wrong", "--size", 16, "--head-width", HEAD, "--order", other)
     with pytest.raises(AssertionError):
-        agrees(tmp_path / "wrong", network, classes, torch.tensor([0.0, 371.0, 999.0]))
+        agrees(tmp_path / "wrong", network, classes, times)
 
 
 @pytest.mark.parametrize("classes", [0, CLASSES])

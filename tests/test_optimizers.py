@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from torch import nn
 from diffusion_cli import ema
 from diffusion_cli.ema import HalfLife, Latest, update
 from diffusion_cli.errors import ConfigError
-from diffusion_cli.optimizers import AdamW, Constant, Cosine, Decay, Late, Linear, Muon, Steps
+from diffusion_cli.optimizers import AdamW, Constant, Cosine, Decay, InverseSqrt, Late, Linear, Muon, Steps
 
-DECAYS: list[Decay] = [Constant(), Linear(), Cosine(), Late(0.3), Late(0.0), Late(1.0), Steps(7, 0.5, 0.1)]
+DECAYS: list[Decay] = [Constant(), Linear(), Cosine(), Late(0.3), Late(0.0), Late(1.0), Steps(7, 0.5, 0.1), InverseSqrt(9)]
 
 
 def recipe(decay: Decay = Constant(), warmup: int = 0, lr: float = 1e-3, weight_decay: float = 0.0) -> AdamW:  # noqa: B008
@@ -34,6 +35,7 @@ def test_factors_at_known_places() -> None:
     assert [round(Cosine().factor(s, 8), 12) for s in (0, 4, 8, 99)] == [1, 0.5, 0, 0]
     assert math.isclose(Cosine().factor(2, 8), (1 + math.cos(math.pi / 4)) / 2)
     assert [round(Late(0.25).factor(s, 100), 12) for s in (0, 75, 80, 90, 100, 101)] == [1, 1, 0.8, 0.4, 0, 0]
+    assert [round(1 / InverseSqrt(1200).factor(s, 10, 12), 12) for s in (0, 99, 100, 400, 900)] == [1, 1, 1, 2, 3]
     assert [Steps(5, 0.5, 0.2).factor(s, 99) for s in (0, 4, 5, 9, 10, 14, 15, 1000)] == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2]
 
 
@@ -41,6 +43,17 @@ def test_warmup_rises_from_the_first_step_and_ends() -> None:
     assert [round(recipe(warmup=4).rate(s, 100) / 1e-3, 12) for s in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
     assert recipe(warmup=0).rate(0, 100) == 1e-3
     assert recipe(Linear(), warmup=2).rate(1, 10) == pytest.approx(1e-3 * 0.9, abs=1e-15)
+
+
+def test_a_ramp_counted_in_pictures_is_the_same_at_any_batch() -> None:
+    """EDM2's rule: lr min(n / ramp, 1) / sqrt(max(n / reference, 1)) of n pictures; a ramp counts the step's own."""
+    made = AdamW(1e-3, (0.9, 0.999), 1e-8, 0.0, 0, None, InverseSqrt(6400), warmup_images=3200)
+    for batch in (1, 32, 128):
+        for seen in (128, 1280, 3200, 6400, 12800):
+            wanted = 1e-3 * min(seen / 3200, 1) / math.sqrt(max((seen - batch) / 6400, 1))
+            assert made.rate(seen // batch - 1, 2**62, batch) == pytest.approx(wanted, rel=1e-12)
+    both = AdamW(1e-3, (0.9, 0.999), 1e-8, 0.0, 50, None, Constant(), warmup_images=3200)
+    assert both.rate(9, 100, 32) == pytest.approx(1e-4) and both.rate(9, 100, 128) == pytest.approx(2e-4)
 
 
 def test_after_a_round_of_the_tutorial_the_rate_is_nine_tenths() -> None:
@@ -65,7 +78,7 @@ def test_weight_decay_0_is_adam() -> None:
 
 
 def muon(lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.95, apart: tuple[str, ...] = ("conv_in",)) -> Muon:
-    return Muon(lr, (0.9, 0.999), 1e-8, weight_decay, 0, None, Constant(), momentum, apart)
+    return Muon(lr, (0.9, 0.999), 1e-8, weight_decay, 0, None, Constant(), momentum=momentum, apart=apart)
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(48, 20), nn.Linear(20, 48), nn.Conv2d(6, 32, 3)], ids=str)
@@ -141,12 +154,12 @@ def test_muon_is_quicker_on_an_ill_conditioned_problem() -> None:
             optimizer.step()
         return float(loss.detach())
 
-    def linear(kind: type[AdamW], *more: object) -> Callable[[float], AdamW]:
-        return lambda lr: kind(lr, (0.9, 0.999), 1e-8, 0.0, 0, None, Linear(), *more)
+    def linear(kind: type[AdamW], **more: Any) -> Callable[[float], AdamW]:
+        return lambda lr: kind(lr, (0.9, 0.999), 1e-8, 0.0, 0, None, Linear(), **more)
 
     rates = (0.003, 0.01, 0.03, 0.1, 0.3)
     adamw = min(end(linear(AdamW), lr) for lr in rates)
-    assert min(end(linear(Muon, 0.95, ()), lr) for lr in rates) < adamw / 3
+    assert min(end(linear(Muon, momentum=0.95, apart=()), lr) for lr in rates) < adamw / 3
 
 
 def averaged(beta: float, values: list[float], first: float = 0.0) -> float:

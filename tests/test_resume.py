@@ -46,6 +46,8 @@ CELLS = {
     "power": ("ema=power", "ema.every=2"),
     "augmented": ("objective/augment=edm", "objective.augment.p=0.5", "objective.self_conditioning=0.5"),
     "terms": ("objective/term=dispersive", "trainer.accumulate=2", "loss=importance", "loss.times.buckets=4"),
+    "hybrid": ("objective/term=hybrid", "loss=ddpm", "schedule=ddpm", "prediction=eps", "sampler=ddpm",
+               "sampler.variance=learned", "trainer.accumulate=2", "model.dropout=0.2"),
     "coupled": ("objective/coupling=optimal", "dataset.labels=true", "trainer.accumulate=2"),
     "muon": ("optimizer=muon", "dataset.labels=true", "trainer.accumulate=2"),
     "streamed": ("dataset.memory=0", "dataset.workers=0", "dataset.flip=true", "model.dropout=0.2"),

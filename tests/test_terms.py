@@ -105,6 +105,6 @@ def test_what_cannot_be_is_refused_before_any_data_is_read() -> None:
     with pytest.raises(ConfigError, match=r"layer=mid\.9 is no part of UNet: it has .*mid\.0"):
         rehearse(changed(node, "objective.term.layer=mid.9"))
     with pytest.raises(ValueError, match="learned weight of noise levels grows without end"):
-        Contrastive().check(nn.Identity(), loss(Learned()))
+        Contrastive().check(objective().denoiser, loss(Learned()))
     with pytest.raises(RuntimeError, match="compile=false"):
         Dispersive("mid.0")(told(), Velocity(Flow()), loss())

@@ -22,6 +22,7 @@ from diffusion_cli.exporting import diffusers_models, diffusers_schedulers
 from diffusion_cli.exporting.diffusers_beside import texts_of, vae_of
 from diffusion_cli.exporting.diffusers_schedulers import Peer
 from diffusion_cli.exporting.parcel import Model, Parcel
+from diffusion_cli.models import UNet
 from diffusion_cli.pretrained.files import FACTS
 from diffusion_cli.samplers import Sampler
 from diffusion_cli.sampling.telling import classes_of
@@ -45,7 +46,9 @@ def diffusers(model: Model) -> Parcel:
     sampler = build(model.node["sampler"], Sampler, "sampler", trust=model.settings.trust)
     stages = stages_of(model.found, model.settings.trust)
     pixels = stages.codec.bounded
-    peer = diffusers_schedulers.peer_of(model.denoiser.prediction, sampler.clip and pixels)
+    varied = sampler.varied and pixels and type(model.denoiser.network) is UNet
+    peer = diffusers_schedulers.peer_of(model.denoiser.prediction, sampler.clip and pixels, varied)
+    model = model if peer.name == "DDPMScheduler" else model.of_mean()
     network = diffusers_models.peer_of(model.denoiser.network, model.node["model"], label_of(model))
     scheduler = getattr(diffusers, peer.name)(**peer.config)
     pipeline = pipeline_for(network, peer, not pixels)

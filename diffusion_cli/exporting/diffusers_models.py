@@ -47,7 +47,7 @@ def _unet(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Mo
     peer = UNet2DModel(
         sample_size=network.image_size,
         in_channels=network.channels,
-        out_channels=network.channels,
+        out_channels=network.channels + network.variance_channels,
         **theirs_of(keys),
         num_class_embeds=network.num_classes + 1 if open_labels else None,
     )
@@ -94,8 +94,6 @@ def _dit(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Mod
 def _condition(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Module:
     """UNet2DConditionModel, which ours is."""
     assert isinstance(network, UNet2DCondition)
-    if network.peer.config["out_channels"] != network.channels:
-        raise ConfigError("to=diffusers: this network has a variance that was learned too, which was not trained on here")
     return network.peer
 
 

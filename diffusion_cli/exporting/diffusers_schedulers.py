@@ -2,6 +2,7 @@
 
     schedule                      prediction     scheduler                        what agrees: alpha, sigma and the time told
     table of betas, shifted too   eps, v, x0     DDIM                             index k, told as k
+      with learned variances                     DDPM                             and the variance of a step
     other variance-preserving     eps, v, x0     DDIM on 1001 tabulated times     index j = 1000 t, told as 1000 t
     straight line                 flow           FlowMatchEulerDiscrete           sigma = t, told as 1000 t
     any with Gaussian noise       edm            EDMEuler                         in y = x / alpha and rho = sigma / alpha
@@ -39,8 +40,9 @@ class Peer:
     note: str | None = None
 
 
-def peer_of(prediction: Prediction, clip: bool) -> Peer:
-    """clip: whether each foreseen x0 is kept within [-1, 1] where the scheduler can do that. Raises ConfigError."""
+def peer_of(prediction: Prediction, clip: bool, varied: bool = False) -> Peer:
+    """clip: whether each foreseen x0 is kept within [-1, 1] where the scheduler can do that; varied: whether the network's
+    learned variances are walked by, where it can. Raises ConfigError."""
     schedule = prediction.schedule
     base = schedule.base if isinstance(schedule, Shifted) else schedule
     kind = type(prediction)
@@ -56,8 +58,10 @@ def peer_of(prediction: Prediction, clip: bool) -> Peer:
     if kind in TYPES and isinstance(base, VariancePreserving):
         by_index = isinstance(base, Betas) or (isinstance(base, Tabulated) and base.told_first == 0)
         table = _table(schedule) if by_index else _tabulated(schedule)
-        fixed = {"prediction_type": TYPES[kind], "clip_sample": clip, "clip_sample_range": 1.0, "set_alpha_to_one": True}
-        return Peer("DDIMScheduler", {**table, **fixed})
+        fixed = {"prediction_type": TYPES[kind], "clip_sample": clip, "clip_sample_range": 1.0}
+        if varied and by_index:
+            return Peer("DDPMScheduler", {**table, **fixed, "variance_type": "learned_range"})
+        return Peer("DDIMScheduler", {**table, **fixed, "set_alpha_to_one": True})
     raise _refusal(_reason(prediction))
 
 

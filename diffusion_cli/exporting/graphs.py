@@ -85,6 +85,7 @@ def _files(
     model: Model, traced: Callable[[Part], dict[str, bytes]], tracer: str
 ) -> tuple[dict[str, bytes], list[Part], tuple[str, ...]]:
     """All files, the parts that became graphs, and what is lacking."""
+    model = model.of_mean()  # the walk beside it asks for no more
     stages = stages_of(model.found, model.settings.trust)
     files: dict[str, bytes] = {"walk.json": json.dumps(walk_of(model), indent=1, allow_nan=False).encode()}
     parts, limits = [], []

@@ -1,9 +1,9 @@
 """What every form of export starts from, and what it makes: files, and the words of the model card that are about them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from diffusion_cli.assembly import Facts
+from diffusion_cli.assembly import Facts, denoiser_of
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.settings import Export
@@ -38,6 +38,18 @@ class Model:
         """Of what the network works on: a picture's, or that of its latents."""
         network = self.denoiser.network
         return network.channels, network.image_size, network.image_size
+
+    def of_mean(self) -> "Model":
+        """Without learned variances: of the network's last layer the rows that say the mean."""
+        if not self.denoiser.network.variance_channels:
+            return self
+        model = {key: value for key, value in self.node["model"].items() if key != "out_channels"}
+        node = {**self.node, "model": model, "objective": {**self.node["objective"], "term": None}}
+        made, weights = denoiser_of(node, self.facts, self.settings.trust), self.denoiser.state_dict()
+        made.load_state_dict(
+            {name: weights[name][: len(value)] if value.dim() else weights[name] for name, value in made.state_dict().items()}
+        )
+        return replace(self, denoiser=made.eval().requires_grad_(False))
 
     @property
     def trust(self) -> str:

@@ -1,6 +1,7 @@
 """The training loss of a denoiser: at which times it is asked, by which norm it is judged, and how each noise level counts."""
 
 from diffusion_cli.losses.critic import PatchCritic as PatchCritic
+from diffusion_cli.losses.hybrid import Hybrid as Hybrid
 from diffusion_cli.losses.loss import Loss as Loss
 from diffusion_cli.losses.norms import MAE as MAE
 from diffusion_cli.losses.norms import MSE as MSE

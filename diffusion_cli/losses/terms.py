@@ -1,4 +1,4 @@
-"""What may be added to a denoiser's loss: a comparison of the pictures of a batch with each other.
+"""What may be added to a denoiser's loss; here, comparisons of the pictures of a batch with each other.
 
     dispersive    + w log mean_ij exp(-|z_i - z_j|^2 / (D tau))      z: what a layer makes of picture i, D numbers
     contrastive   - w |F - target'|^2                                target': another picture's, of another noise, at t
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.losses.loss import Loss
 from diffusion_cli.losses.weights import Learned
 from diffusion_cli.predictions import Prediction
@@ -25,7 +26,8 @@ from diffusion_cli.ranges import PositiveFloat, Rate
 
 @dataclass(frozen=True)
 class Told:
-    """Of a batch: what was asked, what came, and what a layer made of it, [[B, D]] where one was listened to."""
+    """Of a batch: what was asked, what came, what a layer made of it, [[B, D]] where one was listened to, and what was said of
+    the variance, [B, C, H, W] or None."""
 
     x0: Tensor
     noise: Tensor
@@ -33,12 +35,16 @@ class Told:
     correction: Tensor
     F: Tensor
     z: list[Tensor]
+    v: Tensor | None = None
 
 
 class Term(ABC):
+    learns_variance = False  # does the network say the variance of a step beside its mean?
+    coupled = True  # does it compare pictures, so that a batch in parts is another one?
+
     @abstractmethod
-    def check(self, network: nn.Module, loss: Loss) -> None:
-        """ValueError where this network or this loss cannot have it."""
+    def check(self, denoiser: Denoiser, loss: Loss) -> None:
+        """ValueError where this denoiser or this loss cannot have it."""
 
     @contextmanager
     def listening(self, network: nn.Module) -> Iterator[list[Tensor]]:
@@ -59,7 +65,8 @@ class Dispersive(Term):
     weight: PositiveFloat = 0.5
     temperature: PositiveFloat = 0.5
 
-    def check(self, network: nn.Module, loss: Loss) -> None:
+    def check(self, denoiser: Denoiser, loss: Loss) -> None:
+        network = denoiser.network
         names = [name for name, _ in network.named_modules() if name.count(".") == 1 and name.endswith(".0")]
         if self.layer not in dict(network.named_modules()):
             raise ValueError(f"layer={self.layer} is no part of {type(network).__name__}: it has {', '.join(names)} and others")
@@ -90,7 +97,7 @@ class Contrastive(Term):
 
     weight: Rate = 0.05
 
-    def check(self, network: nn.Module, loss: Loss) -> None:
+    def check(self, denoiser: Denoiser, loss: Loss) -> None:
         if isinstance(loss.weight, Learned):
             raise ValueError("a learned weight of noise levels grows without end on a difference of errors: loss/weight=one")
 

@@ -62,11 +62,8 @@ def weights_of_theirs(network: DiT, peer: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def weights_of_ours(weights: Mapping[str, Tensor], channels: int, patch_size: int, classes: int) -> dict[str, Tensor]:
-    """A DiTTransformer2DModel's tensors under the names of our DiT, without those of a variance that was learned too.
-
-    ValueError: blocks of different embeddings.
-    """
+def weights_of_ours(weights: Mapping[str, Tensor], patch_size: int, classes: int) -> dict[str, Tensor]:
+    """A DiTTransformer2DModel's tensors under the names of our DiT. ValueError: blocks of different embeddings."""
     ours: dict[str, Tensor] = {}
     for theirs, value in weights.items():
         if (part := _QKV.fullmatch(theirs)) is not None:
@@ -74,8 +71,7 @@ def weights_of_ours(weights: Mapping[str, Tensor], channels: int, patch_size: in
             ours[f"blocks.{part[1]}.attention.qkv.{part[3]}"] = torch.cat(rest)
         elif theirs.startswith("proj_out_2."):
             end, c = theirs.rpartition(".")[2], len(value) // patch_size**2
-            rows = value.unflatten(0, (patch_size, patch_size, c)).movedim(2, 0)  # [c, p, p, ...]
-            ours[f"patches_out.{end}"] = rows[:channels].flatten(0, 2)
+            ours[f"patches_out.{end}"] = value.unflatten(0, (patch_size, patch_size, c)).movedim(2, 0).flatten(0, 2)
         else:
             name = renamed(theirs)
             if name in ours and not torch.equal(ours[name], value):

@@ -3,7 +3,7 @@
     UNet2DCondition   a U-Net whose blocks attend to the tokens: Stable Diffusion 1 and 2 (Rombach et al. 2022)
     AuraFlow          a transformer over patches and tokens together (Esser et al. 2024, "Scaling rectified flow transformers")
 
-None is told a label. A variance that was learned too is left out of the answer.
+None is told a label.
 """
 
 from typing import Literal
@@ -18,10 +18,10 @@ from diffusion_cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Rat
 
 
 class _Reader(Network):
-    def __init__(self, channels: int, image_size: int, num_classes: int, text_width: int):
+    def __init__(self, channels: int, image_size: int, num_classes: int, text_width: int, variance_channels: int = 0):
         if num_classes or not text_width:
             raise ValueError(f"{type(self).__name__} reads texts, and no labels: give an option of the group texts")
-        super().__init__(channels, image_size, 0, text_width=text_width)
+        super().__init__(channels, image_size, 0, text_width=text_width, variance_channels=variance_channels)
 
 
 class UNet2DCondition(_Reader):
@@ -33,6 +33,7 @@ class UNet2DCondition(_Reader):
         image_size: PositiveInt,
         num_classes: NonNegativeInt,
         text_width: NonNegativeInt = 0,
+        variance_channels: NonNegativeInt = 0,
         out_channels: PositiveInt | None = None,
         center_input_sample: bool = False,
         flip_sin_to_cos: bool = True,
@@ -65,11 +66,12 @@ class UNet2DCondition(_Reader):
         conv_in_kernel: PositiveInt = 3,
         conv_out_kernel: PositiveInt = 3,
     ):
-        super().__init__(channels, image_size, num_classes, text_width)
+        out_channels = out_channels or channels + variance_channels
+        super().__init__(channels, image_size, num_classes, text_width, out_channels - channels)
         keys = {
             "sample_size": image_size,
             "in_channels": channels,
-            "out_channels": channels if out_channels is None else out_channels,
+            "out_channels": out_channels,
             "cross_attention_dim": text_width,
             "center_input_sample": center_input_sample,
             "flip_sin_to_cos": flip_sin_to_cos,
@@ -100,8 +102,8 @@ class UNet2DCondition(_Reader):
         self.peer = peer("UNet2DConditionModel", keys)
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        F = self.peer(x, time, encoder_hidden_states=cond, encoder_attention_mask=~padding(cond)).sample
-        return F[:, : self.channels]  # [B, C, H, W]
+        mask = ~padding(cond)
+        return self.peer(x, time, encoder_hidden_states=cond, encoder_attention_mask=mask).sample  # [B, C or 2 C, H, W]
 
 
 class AuraFlow(_Reader):

@@ -71,7 +71,11 @@ def ours_of(config: Mapping[str, Any], channels: int) -> dict[str, Any] | None:
     widths = told["block_out_channels"]
     tables = (_ORDERS, _PADDINGS, _TIMES, _RESIZES)
     orders, paddings, times, resizes = ({value: word for word, value in table.items()} for table in tables)
-    differs = any(told[key] != value for key, value in _FIXED.items()) or told.get("out_channels") not in (None, channels)
+    differs = any(told[key] != value for key, value in _FIXED.items()) or told.get("out_channels") not in (
+        None,
+        channels,
+        2 * channels,
+    )
     strange = told["freq_shift"] not in (0, 1) or told["downsample_padding"] not in paddings
     strange = strange or told["resnet_time_scale_shift"] not in times or told["downsample_type"] not in resizes
     if differs or strange or any(w % widths[0] for w in widths):
@@ -100,7 +104,7 @@ class UNet2D(Network):
     """diffusers' UNet2DModel itself, for what our UNet does not compute: other blocks, another embedding of time.
 
     The keys are that class's, and so are their defaults. num_classes of the data become rows of its class table, and one more,
-    the last, for no label. out_channels: twice `channels` where a variance was learned too, which is left out of the answer.
+    the last, for no label. out_channels: twice `channels` where a variance was learned too; None: as variance_channels say.
     ValueError: diffusers is not installed, or its constructor refuses the keys.
     """
 
@@ -109,6 +113,7 @@ class UNet2D(Network):
         channels: PositiveInt,
         image_size: PositiveInt,
         num_classes: NonNegativeInt,
+        variance_channels: NonNegativeInt = 0,
         out_channels: PositiveInt | None = None,
         center_input_sample: bool = False,
         time_embedding_type: Literal["positional", "fourier", "learned"] = "positional",
@@ -134,11 +139,12 @@ class UNet2D(Network):
         add_attention: bool = True,
         num_train_timesteps: PositiveInt | None = None,
     ):
-        super().__init__(channels, image_size, num_classes)
+        out_channels = out_channels or channels + variance_channels
+        super().__init__(channels, image_size, num_classes, variance_channels=out_channels - channels)
         keys = {
             "sample_size": image_size,
             "in_channels": channels,
-            "out_channels": channels if out_channels is None else out_channels,
+            "out_channels": out_channels,
             "center_input_sample": center_input_sample,
             "time_embedding_type": time_embedding_type,
             "time_embedding_dim": time_embedding_dim,
@@ -171,8 +177,7 @@ class UNet2D(Network):
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
         if self.last_index is not None:
             time = time.round().long().clamp(0, self.last_index)  # [B]
-        F = self.peer(x, time, class_labels=self.labels(x, cond)).sample  # [B, C, H, W], or [B, 2 C, H, W]
-        return F[:, : self.channels]  # [B, C, H, W]
+        return self.peer(x, time, class_labels=self.labels(x, cond)).sample  # [B, C, H, W], or [B, 2 C, H, W]
 
 
 def keys_of_theirs(config: Mapping[str, Any], kind: type[Network]) -> dict[str, Any]:

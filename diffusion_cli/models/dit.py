@@ -117,6 +117,7 @@ class PatchTransformer(Network):
         text_width: int,
         augment_width: int,
         two_times: bool,
+        variance_channels: int,
         patch_size: int,
         width: int,
         time_shift: Literal[0, 1],
@@ -125,7 +126,9 @@ class PatchTransformer(Network):
         block: Callable[[], AdaptiveBlock],
         norm_out: nn.Module,
     ):
-        super().__init__(channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times)
+        super().__init__(
+            channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times, variance_channels
+        )
         self.patch_size, self.width = patch_size, width
         self.rows = image_size // patch_size
         self.patches_in = patches_in
@@ -136,7 +139,7 @@ class PatchTransformer(Network):
         self.blocks = nn.ModuleList(block() for _ in range(depth))
         self.norm_out = norm_out
         self.modulation_out = nn.Linear(width, 2 * width)
-        self.patches_out = nn.Linear(width, channels * patch_size**2)
+        self.patches_out = nn.Linear(width, (channels + variance_channels) * patch_size**2)
         self._initialise()
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
@@ -196,6 +199,7 @@ class DiT(PatchTransformer):
         text_width: NonNegativeInt = 0,
         augment_width: NonNegativeInt = 0,
         two_times: bool = False,
+        variance_channels: NonNegativeInt = 0,
         patch_size: PositiveInt = 4,
         width: PositiveInt = 128,
         depth: PositiveInt = 8,
@@ -215,8 +219,8 @@ class DiT(PatchTransformer):
 
         patches_in = nn.Linear((channels + hint_channels) * patch_size**2, width)
         super().__init__(
-            channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times, patch_size, width,
-            time_shift, depth, patches_in, block, _norm(width),
+            channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times, variance_channels,
+            patch_size, width, time_shift, depth, patches_in, block, _norm(width),
         )  # fmt: skip
 
 

@@ -9,11 +9,12 @@
                                  (Ho and Salimans 2022), and None means the null condition for the whole batch
           [B, L, D] float32      or, for a network with text_width D, the tokens of texts, which it always gets; an all-zero
                                  token is padding (conditioning/conditioner.py), and no other one reads it
+    F     [B, C, H, W]           or, with variance_channels, C more: of the variance of a step (losses/hybrid.py)
     augment [B, A] or None       how the picture was moved, for a network with augment_width A; None: it was not
 
 A constructor's first three arguments are facts that the data set states, and so are hint_channels, of a network that can
-take a hint, text_width, of one that reads tokens, augment_width, and two_times, of one that can be told where it leads to. All
-others are the keys of the config node, and their annotations are its schema.
+take a hint, text_width, of one that reads tokens, augment_width, two_times, of one that can be told where it leads to, and
+variance_channels. All others are the keys of the config node, and their annotations are its schema.
 """
 
 from abc import ABC, abstractmethod
@@ -27,6 +28,7 @@ class Network(nn.Module, ABC):
 
     hint_channels: further channels of x with the previous answer; 0, or as many as the picture has. text_width: of the tokens
     that it reads; 0: none, and then cond is labels or None. One that reads tokens is not told labels: num_classes is 0 then.
+    variance_channels: further channels of F about the variance; 0, or as many as the picture has.
     bandwidth: of a network that hears the time by random waves (time_embedding.Waves).
     """
 
@@ -41,6 +43,7 @@ class Network(nn.Module, ABC):
         text_width: int = 0,
         augment_width: int = 0,
         two_times: bool = False,
+        variance_channels: int = 0,
     ):
         super().__init__()
         self.channels = channels
@@ -50,6 +53,7 @@ class Network(nn.Module, ABC):
         self.text_width = text_width
         self.augment_width = augment_width
         self.two_times = two_times
+        self.variance_channels = variance_channels
 
     @property
     def told(self) -> bool:
@@ -58,7 +62,8 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        """F [B, C, H, W]. One that takes an augment_width has a fourth argument, augment [B, augment_width] or None.
+        """F [B, C + variance_channels, H, W]. One that takes an augment_width has a fourth argument, augment
+        [B, augment_width] or None.
 
         ValueError: labels given to a network without classes.
         """

@@ -94,6 +94,7 @@ class Transformer(PatchTransformer):
         text_width: NonNegativeInt = 0,
         augment_width: NonNegativeInt = 0,
         two_times: bool = False,
+        variance_channels: NonNegativeInt = 0,
         patch_size: PositiveInt = 4,
         width: PositiveInt = 384,
         depth: PositiveInt = 12,
@@ -116,6 +117,6 @@ class Transformer(PatchTransformer):
         if bottleneck is not None:
             patches_in = nn.Sequential(nn.Linear(numbers, bottleneck, bias=False), nn.Linear(bottleneck, width))
         super().__init__(
-            channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times, patch_size, width,
-            time_shift, depth, patches_in, block, RMSNorm(width),
+            channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times, variance_channels,
+            patch_size, width, time_shift, depth, patches_in, block, RMSNorm(width),
         )  # fmt: skip

@@ -174,6 +174,7 @@ class UNet(Network):
         text_width: NonNegativeInt = 0,
         augment_width: NonNegativeInt = 0,
         two_times: bool = False,
+        variance_channels: NonNegativeInt = 0,
         width: PositiveInt = 128,
         multipliers: tuple[PositiveInt, ...] = (1, 2, 2, 2),
         blocks: PositiveInt = 2,
@@ -188,7 +189,9 @@ class UNet(Network):
         time: Literal["add", "scale_shift"] = "add",
         resize: Literal["conv", "block"] = "conv",
     ):
-        super().__init__(channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times)
+        super().__init__(
+            channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times, variance_channels
+        )
         _check(image_size, width, multipliers, attention_levels, head_width, groups)
         emb_width = 4 * width
         self.time_embedding = TimeEmbedding(width, emb_width, time_order, time_shift, two_times)
@@ -238,7 +241,7 @@ class UNet(Network):
             self.up.append(Level(row, upsample(here) if level > 0 else None))
 
         self.norm_out = nn.GroupNorm(groups, here, norm_eps)
-        self.conv_out = nn.Conv2d(here, channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(here, channels + variance_channels, 3, padding=1)
         self._initialise()
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, augment: Tensor | None = None) -> Tensor:

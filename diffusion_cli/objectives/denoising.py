@@ -34,7 +34,7 @@ from diffusion_cli.randomness import Source
 from diffusion_cli.ranges import Fraction
 from diffusion_cli.samplers import Sampler, State
 from diffusion_cli.schedules import Schedule, over_pictures
-from diffusion_cli.walking import pictured, walk
+from diffusion_cli.walking import check_walk, pictured, walk
 
 SAMPLES = 4  # of a caption, in a preview
 
@@ -99,9 +99,10 @@ class Denoising(Objective):
         self.self_conditioning = self_conditioning
         self.cache = cache
         self.coupling, self.augment, self.term = coupling, augment, term
-        self.coupled = coupling is not None or term is not None
+        self.coupled = coupling is not None or (term is not None and term.coupled)
         if term is not None:
-            term.check(denoiser.network, loss)
+            term.check(denoiser, loss)
+        check_walk(denoiser, sampler)
         self.method = method
         self._codec, self._texts = Aside(codec), Aside(texts)
         self._teacher = Aside(teacher)
@@ -175,11 +176,11 @@ class Denoising(Objective):
         x = schedule.mix(x0, noise, t)
         hint = self._hint(x, t, told, moved, source)
         with nullcontext([]) if self.term is None else self.term.listening(self.network) as heard:
-            F = self.denoiser.output(x, t, told, hint, moved)
+            F, v = self.denoiser.outputs(x, t, told, hint, moved)
         loss = self.criterion(F, prediction.target(x0, noise, t), t, correction, prediction)  # [B]
         tallies = {"loss_by_noise": by_noise(t, loss.detach())}
         if self.term is not None:
-            added = self.term(Told(x0, noise, t, correction, F, heard), prediction, self.criterion)  # [B]
+            added = self.term(Told(x0, noise, t, correction, F, heard, v), prediction, self.criterion)  # [B]
             loss, tallies["term"] = loss + added, Tally(added.detach().sum(), torch.full_like(t[0], len(t)))
         return loss, tallies
 

@@ -1,7 +1,7 @@
 """A network of diffusers in our words: the node of a model, the facts of its pictures, and its weights by our names."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +22,7 @@ Weights = Mapping[str, Tensor]
 class Net:
     """node: without what the facts say. channels, size: of what it knows, pictures or latents. rename: their tensors -> ours.
     rows: of the class table; 0 without one. null_taught: is the last row known to be trained for no label? text_width: of the
-    tokens that it reads; 0: none."""
+    tokens that it reads; 0: none. varied: does it say a variance too?"""
 
     node: dict[str, Any]
     channels: int
@@ -31,6 +31,7 @@ class Net:
     rename: Callable[[Weights, int], dict[str, Tensor]]  # and the number of classes
     null_taught: bool = False
     text_width: int = 0
+    varied: bool = False
 
     def facts(self, said: Any, named: Mapping[str, str], place: str) -> Facts:
         """As of pictures that it knows. said: the facts that an export of ours has beside it; named: the classes by number.
@@ -58,7 +59,8 @@ def net_of(config: Mapping[str, Any], place: str) -> Net:
     name = str(config.get("_class_name"))
     if name not in _READERS:
         raise ConfigError(f"{place}: its network is a {name}, and {', '.join(_READERS)} are read here")
-    return _READERS[name](config, place)
+    net = _READERS[name](config, place)
+    return replace(net, varied=config.get("out_channels") == 2 * net.channels)
 
 
 def _unet(config: Mapping[str, Any], place: str) -> Net:
@@ -101,7 +103,7 @@ def _dit(config: Mapping[str, Any], place: str) -> Net:
     channels, ours = _channels(config, 4, place), ours_of_dit(config)
     if ours is None:
         raise ConfigError(f"{place}: its DiT has norms, activations or biases that ours has not")
-    rename = lambda weights, classes: weights_of_our_dit(weights, channels, ours["patch_size"], classes)  # noqa: E731
+    rename = lambda weights, classes: weights_of_our_dit(weights, ours["patch_size"], classes)  # noqa: E731
     rows = int(config.get("num_embeds_ada_norm", 1000)) + 1
     return Net({"_target_": "diffusion_cli.models.DiT", **ours}, channels, _size(config, place), rows, rename, True)
 

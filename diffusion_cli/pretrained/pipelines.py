@@ -29,6 +29,7 @@ NETWORKS = ("unet", "transformer")  # folders of networks, as pipelines call the
 CODECS = ("vae", "vqvae")
 SCHEDULER = "scheduler"
 UNIT_SCHEDULER = "ScoreSdeVeScheduler"  # the one whose pictures are in [0, 1]
+_VARIED = {"term": {"_target_": "diffusion_cli.losses.Hybrid"}}  # of the objective of a network that says a variance too
 _MISREAD = (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError)  # of values of other kinds
 
 
@@ -108,8 +109,12 @@ def _read(folder: Path, index: Mapping[str, Any], kind: Kind, said: str, home: P
         "schedule": process.schedule,
         "prediction": process.prediction,
         "model": net.node,
-        "sampler": process.sampler,
-        "objective": {"_target_": "diffusion_cli.objectives.Denoising", "label_dropout": dropout},
+        "sampler": process.walked(net.varied),
+        "objective": {
+            "_target_": "diffusion_cli.objectives.Denoising",
+            "label_dropout": dropout,
+            **(_VARIED if net.varied else {}),
+        },
         "codec": None,
         "texts": None,
     }

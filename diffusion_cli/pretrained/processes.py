@@ -26,6 +26,7 @@ _SPACINGS = {"leading": "Leading", "linspace": "Linspace", "trailing": "Trailing
 _SAMPLERS = "diffusion_cli.samplers."
 _SCHEDULES = "diffusion_cli.schedules."
 _PREDICTIONS = "diffusion_cli.predictions."
+_VARIANCES = {"fixed_large": "large", "fixed_large_log": "large", "learned_range": "learned"}  # small for all others
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Process:
     schedule: Node
     prediction: Node
     sampler: Node
+
+    def walked(self, varied: bool) -> Node:
+        """The sampler of a network that says a variance too, or of one that does not."""
+        learned = self.sampler.get("variance") == "learned"
+        return {**self.sampler, "variance": "small"} if learned and not varied else self.sampler
 
 
 def process_of(config: Config, place: str) -> Process:
@@ -116,8 +122,8 @@ def _rule(name: str, steps: int, **keys: Any) -> Callable[[Config], Node]:
 
 
 def _ddpm(config: Config) -> Node:
-    large = str(config.get("variance_type")).startswith("fixed_large")
-    return {"_target_": f"{_SAMPLERS}Ancestral", "steps": 1000, "eta": 1.0, "variance": "large" if large else "small"}
+    variance = _VARIANCES.get(str(config.get("variance_type")), "small")
+    return {"_target_": f"{_SAMPLERS}Ancestral", "steps": 1000, "eta": 1.0, "variance": variance}
 
 
 def _pndm(config: Config) -> Node:

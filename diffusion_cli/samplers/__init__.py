@@ -25,6 +25,7 @@ from diffusion_cli.samplers.sampler import Denoise as Denoise
 from diffusion_cli.samplers.sampler import Noise as Noise
 from diffusion_cli.samplers.sampler import Sampler as Sampler
 from diffusion_cli.samplers.sampler import State as State
+from diffusion_cli.samplers.sampler import Varied as Varied
 from diffusion_cli.samplers.sampler import last as last
 from diffusion_cli.samplers.single_step import SingleStep as SingleStep
 from diffusion_cli.samplers.two_stage import Euler as Euler

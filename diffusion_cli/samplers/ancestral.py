@@ -7,6 +7,9 @@ eta = 0 is DDIM and Euler (no noise); eta = 1 is the posterior of DDPM on a vari
 Song et al. 2021, "Denoising diffusion implicit models", eq. 16) and k-diffusion's euler_ancestral on alpha = 1. With
 v = sigma_s^2 nothing is kept but x0: the multistep sampling of consistency models (Song et al. 2023, algorithm 1) and of latent
 ones (Luo et al. 2023, "LCM").
+
+Where a network has learned the variance of its steps, the new noise is (sigma_t / sigma_s)^f times as large, f of each pixel
+between 0, the posterior's, and 1, the whole step's (Nichol and Dhariwal 2021, eq. 15; losses/hybrid.py).
 """
 
 import math
@@ -20,18 +23,22 @@ from torch import Tensor
 
 from diffusion_cli.ranges import NonNegativeFloat
 from diffusion_cli.samplers.frames import Point, noise_in, points
-from diffusion_cli.samplers.sampler import Denoise, Noise, Sampler, State
+from diffusion_cli.samplers.sampler import Denoise, Noise, Sampler, State, Varied
 from diffusion_cli.schedules import Schedule
 
 
 @dataclass(frozen=True)
 class Ancestral(Sampler):
     """Order 1. eta: share of fresh noise (0 none). variance: of that noise, the posterior's (`small`), the whole step's,
-    sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, which is beta on a DDPM table (`large`: Ho et al. 2020, section 3.2), or all
-    the noise there is, sigma_s^2 (`all`)."""
+    sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, which is beta on a DDPM table (`large`: Ho et al. 2020, section 3.2), all the
+    noise there is, sigma_s^2 (`all`), or what the network has learned, between the first two (`learned`)."""
 
     eta: NonNegativeFloat = 0.0
-    variance: Literal["small", "large", "all"] = "small"
+    variance: Literal["small", "large", "all", "learned"] = "small"
+
+    @property
+    def varied(self) -> bool:
+        return self.variance == "learned"
 
     def moves(self, ask: Denoise, schedule: Schedule, x: Tensor, times: Tensor, noise: Noise) -> Iterator[State]:
         for i, (t, s) in enumerate(pairwise(points(schedule, times))):
@@ -39,7 +46,10 @@ class Ancestral(Sampler):
             yield State(i, t.t, x, x0)
             kept, fresh = self.spread(t, s)
             x = s.alpha * x0 + kept * noise_in(x, x0, t)
-            if fresh > 0:
+            if fresh > 0 and self.varied:
+                assert isinstance(ask, Varied)
+                x = x + fresh * (t.sigma / s.sigma) ** ask.v() * noise(i)
+            elif fresh > 0:
                 x = x + fresh * noise(i)
         yield State(len(times) - 1, times[-1], x, x)
 

@@ -20,6 +20,23 @@ from diffusion_cli.schedules import Schedule
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], t [] -> x0 [B, C, H, W]
 
 
+@dataclass(frozen=True)
+class Varied:
+    """A question to a network of learned variances. v: what was said with the last answer, [B, C, H, W] (losses/hybrid.py)."""
+
+    denoise: Denoise
+    v: Callable[[], Tensor]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.denoise(x, t)
+
+
+def clipped(denoise: Denoise) -> Denoise:
+    """The same question, each x0 kept within [-1, 1]."""
+    kept: Denoise = lambda x, t: denoise(x, t).clamp(-1, 1)  # noqa: E731
+    return Varied(kept, denoise.v) if isinstance(denoise, Varied) else kept
+
+
 class Noise(Protocol):
     """Fresh noise [B, C, H, W] of a step, counted: the same numbers, the same noise. A step may draw more than once."""
 
@@ -57,6 +74,11 @@ class Sampler(ABC):
             )
         return times
 
+    @property
+    def varied(self) -> bool:
+        """Whether it asks for learned variances, and is given a Varied."""
+        return False
+
     def start(self, schedule: Schedule, noise: Tensor) -> Tensor:
         """Where the walk begins: noise [B, C, H, W] of unit scale -> x at the grid's first time."""
         return float(schedule.sigma(self.times(schedule)[0])) * noise
@@ -72,8 +94,7 @@ class Sampler(ABC):
     def walk(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[State]:
         """States from x [B, C, H, W] at the grid's first time down to t = 0: one for each of its times."""
         times = self.times(schedule)
-        ask = (lambda x, t: denoise(x, t).clamp(-1, 1)) if self.clip else denoise
-        yield from self.moves(ask, schedule, x, times, noise)
+        yield from self.moves(clipped(denoise) if self.clip else denoise, schedule, x, times, noise)
 
     @abstractmethod
     def moves(self, ask: Denoise, schedule: Schedule, x: Tensor, times: Tensor, noise: Noise) -> Iterator[State]:

@@ -24,7 +24,7 @@ from diffusion_cli.sampling.helping import second_of
 from diffusion_cli.sampling.telling import Told, labelled, prompted, prompts_of
 from diffusion_cli.settings import Request, Sample
 from diffusion_cli.stages import stages_of
-from diffusion_cli.walking import asking, walk
+from diffusion_cli.walking import asking, check_walk, walk
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,10 @@ def maker_of(request: Request, found: Trained, compute: Compute) -> Maker:
 
     shape = (denoiser.network.channels, denoiser.network.image_size, denoiser.network.image_size)
     begun = beginning(request, facts, Space(codec, shape), denoiser.schedule, sampler, told.numbers, inverted)
+    try:
+        check_walk(denoiser, begun.sampler, begun.edit is not None or begun.corners is not None)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     asked |= begun.asked
     told = replace(told, numbers=begun.classes, rows=told.rows if begun.classes == told.numbers else None)
     return Maker(
