@@ -39,7 +39,7 @@ class _Once:
 
 
 def decoded(images: Streamed, numbers: Iterator[list[int]]) -> Iterator[Decoded]:
-    """Each list of picture numbers, decoded, in order; who dies meanwhile is replaced. Raises DataError where that is in vain."""
+    """Each list of picture numbers, decoded, in order. A worker that dies is replaced; DataError where that is in vain."""
     workers, waiting, deaths = min(images.workers, available_cores()), deque[list[int]](), 0
 
     def told() -> Iterator[list[int]]:
