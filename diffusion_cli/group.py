@@ -7,7 +7,8 @@ all go the same way. The first one evaluates and writes.
 
 A process that is gone or hangs leaves the others waiting in a collective. So each counts up a number in the store where they
 met, its pulse, and watches that of the next one; whoever ends early says why there. On such a word, or where a pulse stands
-still for `patience` seconds, a process ends at once, as after a kill: what was saved is whole.
+still for `patience` seconds, a process ends at once, as after a kill: what was saved is whole. Where all pulses go on and a
+step does not end (stall.py), that one is named which began fewer collectives than the others, who wait for it in the next.
 """
 
 import json
@@ -29,12 +30,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from diffusion_cli import storage
 from diffusion_cli.data import Batch
 from diffusion_cli.distributed import Process, process
 from diffusion_cli.errors import Lost, OutOfMemory, StorageError, UserError
 from diffusion_cli.objectives import Objective, Tally
 from diffusion_cli.randomness import Source
 from diffusion_cli.ranges import PositiveFloat, PositiveInt
+from diffusion_cli.stall import stacks
 from diffusion_cli.status import note_failure
 
 PULSE = 0.5  # seconds
@@ -76,13 +79,14 @@ class DDP(Distributed):
 
 
 class Group:
-    """One process alone, for which nothing is to be agreed upon. step: where training is, for messages; folder: of the run,
-    when it is this process' to write."""
+    """One process alone, for which nothing is to be agreed upon. step: where training is, for messages; folder: of the
+    run, once it is written; watch: around each step."""
 
     def __init__(self, me: Process = Process()):  # noqa: B008 (frozen)
         self.me = me
         self.step = 0
         self.folder: Path | None = None
+        self.watch: AbstractContextManager[object] = nullcontext()
 
     def decide(self, number: int, *words: bool) -> tuple[int, ...]:
         """The largest number of all, and the words of the first process."""
@@ -152,6 +156,32 @@ class Group:
 
     def broken(self, error: BaseException) -> None:
         """The end that this process came to, of which the others learn. May not come back."""
+
+    def hangs(self, folder: Path) -> None:
+        """A step does not end: says so and where, and ends the process. A thread."""
+        self._end(Lost.code, f"step {self.step:,} hangs: the same command goes on{self._left(folder)}", silent=False)
+
+    def _left(self, folder: Path) -> str:
+        """What every thread does, left there."""
+        path = folder / f"stalled_{self.me.rank}.txt"
+        with suppress(StorageError):
+            storage.write(path, stacks().encode())
+            return f"; what its threads did is in {path}"
+        return ""
+
+    def _gone(self, rank: int) -> str:
+        return f"rank {rank} of {self.me.world} is gone or hangs, at step {self.step:,}: the same command goes on"
+
+    def _end(self, code: int, said: str, silent: bool) -> None:
+        if not silent:
+            print(f"diffusion-train: {said}", file=sys.stderr, flush=True)
+        if self.me.world > 1:
+            time.sleep(2 * PULSE)  # for who spoke, and for all to read it
+        speaks = self.me.first or (self.me.rank == 1 and said.startswith(self._gone(0).partition(",")[0]))
+        if self.folder is not None and speaks:  # last, for the other thread may have noted what broke
+            with suppress(StorageError):
+                note_failure(self.folder, said, "preempted" if code > 128 else "failed", code=code)
+        os._exit(code)
 
 
 class Loss(nn.Module):
@@ -329,17 +359,18 @@ class Several(Group):
                         self.store.compare_set("end", "", json.dumps({"rank": self.after, "code": Lost.code, "said": said}))
                 self._end(Lost.code, said, silent=not answers and self.me.rank != 1)
 
-    def _gone(self, rank: int) -> str:
-        return f"rank {rank} of {self.me.world} is gone or hangs, at step {self.step:,}: the same command goes on"
-
-    def _end(self, code: int, said: str, silent: bool) -> None:
-        if not silent:
-            print(f"diffusion-train: {said}", file=sys.stderr, flush=True)
-        time.sleep(2 * PULSE)  # for who spoke, and for all to read it
-        if self.folder is not None:  # last, for the other thread may have noted what broke
-            with suppress(StorageError):
-                note_failure(self.folder, said, "preempted" if code > 128 else "failed", code=code)
-        os._exit(code)
+    def hangs(self, folder: Path) -> None:
+        left, world = self._left(folder), range(self.me.world)
+        self.store.set(f"at/{self.me.rank}", str(dist.group.WORLD._get_sequence_number_for_group()))  # type: ignore[union-attr]
+        time.sleep(SHORT)  # others come to the same a little later, who hangs elsewhere not at all
+        at = [int(self.store.get(key)) if self.store.check([key]) else -1 for key in (f"at/{rank}" for rank in world)]
+        behind = [rank for rank in world if at[rank] == min(at)]
+        who = f"rank {behind[0]} of {len(world)} hangs" if len(behind) == 1 else f"all {len(world)} processes hang"
+        mine = json.dumps(
+            {"rank": self.me.rank, "code": Lost.code, "said": f"{who}, at step {self.step:,}: the same command goes on{left}"}
+        )
+        first = json.loads(self.store.compare_set("end", "", mine))
+        self._end(first["code"], first["said"], silent=first["rank"] != self.me.rank)
 
 
 def _is_broken(error: BaseException | None) -> bool:

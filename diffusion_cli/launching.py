@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from diffusion_cli.distributed import process
+from diffusion_cli.errors import Lost
 from diffusion_cli.settings import Plan
 from diffusion_cli.signals import listening
 from diffusion_cli.status import status_of
@@ -22,6 +23,7 @@ from diffusion_cli.status import status_of
 COMMAND = ("-m", "diffusion_cli.commands.job")  # of one process, to this Python
 POLL = 0.05  # seconds
 LAST = 8.0  # seconds in which a process ends by itself when another has failed
+LOST = 2.0  # when one was given up, and nobody saves any more
 
 
 def start(plan: Plan) -> dict[str, float]:
@@ -67,7 +69,7 @@ def _ended(ranks: list[subprocess.Popen[bytes]]) -> int:
                         one.send_signal(stop.number)
                 if any(codes):
                     failed = failed or time.monotonic()
-                    if time.monotonic() - failed > LAST:
+                    if time.monotonic() - failed > (LOST if Lost.code in codes else LAST):
                         break
                 time.sleep(POLL)
     finally:

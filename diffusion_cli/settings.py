@@ -39,6 +39,7 @@ class Trainer:
     metrics_n: PositiveInt
     best: str | None
     patience: PositiveInt | None
+    stall: PositiveFloat
 
     @property
     def end(self) -> int | None:
@@ -225,7 +226,7 @@ _FREE = re.compile(
     r"name|device|compile|convolutions|precision|recompute|profile|resume|preview|outputs|trust|(distributed|sampler|guidance)\b.*"
     r"|objective\.(cache|method\.teacher)"
     r"|dataset\.(path|workers|memory)|features\b.*"
-    r"|trainer\.(steps|images|minutes|keep|preview|evaluate|metrics|metrics_n|best|patience|\w+_every)"
+    r"|trainer\.(steps|images|minutes|keep|preview|evaluate|metrics|metrics_n|best|patience|stall|\w+_every)"
 )
 
 

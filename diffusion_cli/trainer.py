@@ -136,7 +136,8 @@ class Trainer:
                     if done or stop.number:
                         break
                     paused = time.perf_counter() - began
-                    self.step(next(batches))
+                    with self.group.watch:
+                        self.step(next(batches))
                     progress.seconds += time.perf_counter() - began - paused
                     if tick is not None:
                         tick()

@@ -37,6 +37,7 @@ from diffusion_cli.runs import Onlooker, Run, say, status_of
 from diffusion_cli.schedules import Schedule
 from diffusion_cli.settings import Plan, Train, flat, frozen_changes
 from diffusion_cli.stages import FOLDER, carry, opened
+from diffusion_cli.stall import watching
 from diffusion_cli.trainer import Trainer
 
 
@@ -73,8 +74,8 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
     group.same("the checkpoint to go on from", step)  # and before that nobody begins to write
     run = Run(folder) if group.me.first else Onlooker(folder)
     try:
+        group.folder = folder
         if group.me.first:
-            group.folder = folder
             checkpoint.sweep(run.checkpoints)  # first: it may be what fills the disk
             run.status("running", step, total=settings.end)
             carry(node, folder, root.trust)
@@ -131,7 +132,10 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
         run.open_figures(step)
         if start is None:
             run.text("config", "```yaml\n" + yaml.safe_dump(saved["config"], sort_keys=False) + "```")
-        with profiled(run, objective.network, settings.batch, compute) if root.profile else nullcontext() as tick:
+        with (
+            profiled(run, objective.network, settings.batch, compute) if root.profile else nullcontext() as tick,
+            watching(settings.stall, lambda: group.hangs(folder)) as group.watch,
+        ):
             figures = trainer.fit(start, tick)
         if not group.me.first:
             return figures

@@ -6,6 +6,7 @@ import inspect
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import struct
@@ -24,7 +25,7 @@ import yaml
 from PIL import Image
 
 import diffusion_cli.data
-from diffusion_cli.data import Batches, Digits, Folder, Hub, Pictures
+from diffusion_cli.data import Batches, Digits, Folder, Hub, Pictures, streaming
 from diffusion_cli.data.decoding import Unreadable, decode
 from diffusion_cli.data.pictures import Arrays, Streamed
 from diffusion_cli.data.pixels import to_float, to_uint8
@@ -654,6 +655,54 @@ def test_a_dead_worker_is_one_line():
     with pytest.raises(DataError, match=r"a process that decodes pictures died.*dataset.workers=") as raised:
         first(Batches(Pictures(streamed(workers=1, source=Deadly(colours()))), 5, seed=0), 1)
     assert "\n" not in str(raised.value)
+
+
+class Mortal(Arrays):
+    """The first process that reads picture 7 is killed by it."""
+
+    def __init__(self, pixels, folder):
+        super().__init__(pixels)
+        object.__setattr__(self, "folder", folder)
+
+    def read(self, rows):
+        if 7 in rows and not (self.folder / "died").exists():
+            (self.folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(rows)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_dead_worker_is_replaced_at_the_same_position(workers, tmp_path, capfd, monkeypatch):
+    """One that dies while it is waited for, and then all of them, one time after the other, while something else is done."""
+    monkeypatch.setattr(streaming, "available_cores", lambda: workers)
+    batches = Batches(
+        Pictures(streamed(workers=workers, source=Mortal(colours(), tmp_path))), 4, seed=1, flip=True
+    ).starting_at(0)
+    before = signal.getsignal(signal.SIGCHLD)
+    for number, expected in enumerate(first(Batches(small(labels=False), 4, seed=1, flip=True), 12)):
+        assert same(next(batches), expected)
+        assert signal.getsignal(signal.SIGCHLD) is before, "a death ends nothing but a wait for pictures"
+        if number in (5, 6, 9):
+            for child in multiprocessing.active_children():
+                child.kill()
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert (tmp_path / "died").exists()
+    assert capfd.readouterr().err.count("another goes on in its place") == 4
+
+
+def test_an_error_ends_the_program_and_its_workers():
+    """Its traceback keeps the batches alive to the end of the interpreter, which waits for processes that it started."""
+    program = """
+import numpy
+from diffusion_cli.data.pictures import Arrays, Streamed
+from diffusion_cli.data.streaming import decoded
+pictures = Streamed(Arrays(numpy.zeros((9, 8, 8), numpy.uint8)), numpy.arange(9), 8, 1, "squeeze", 1, 0)
+batches = decoded(pictures, iter([[1], [2], [3], [4], [5]]))
+next(batches)
+raise ValueError("a bug")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.strip().endswith("ValueError: a bug")
 
 
 class Signalled(Arrays):

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -292,11 +293,24 @@ def test_who_is_gone_or_hangs_is_named_and_nobody_waits(one: Path, tmp_path: Pat
     assert (codes[1 - rank], codes[rank]) == (75, -signal.SIGKILL), said(tmp_path)
     told = re.findall(r"^diffusion-train: (.*)$", said(tmp_path), re.M)
     assert told == [f"rank {rank} of 2 is gone or hangs, at step 2: the same command goes on"]
-    if rank == 1:
-        status = json.loads((tmp_path / "run" / "status.json").read_text())
-        assert (status["state"], status["code"], status["reason"]) == ("failed", 75, told[0])
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["code"], status["reason"]) == ("failed", 75, told[0])
     assert together(tmp_path, *QUICK) == [0, 0]
     equal(one, tmp_path / "run")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_hangs_in_a_step_is_named_though_its_threads_live(rank: int, tmp_path: Path) -> None:
+    """All pulses go on; the one that lacks in the next collective is meant, and its stacks show where it is."""
+    asleep = at_step(3, rank, lambda: time.sleep(1000))
+    assert together(tmp_path, *QUICK, "trainer.stall=4", at=asleep) == [75, 75], said(tmp_path)
+    (told,) = re.findall(r"^diffusion-train: (.*)$", said(tmp_path), re.M)
+    stacks = {number: tmp_path / "run" / f"stalled_{number}.txt" for number in (0, 1)}
+    begins = f"rank {rank} of 2 hangs, at step 3: the same command goes on; what its threads did is in "
+    assert told.startswith(begins) and told.removeprefix(begins) in map(str, stacks.values())
+    assert "time.sleep" in stacks[rank].read_text() and "time.sleep" not in stacks[1 - rank].read_text()
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["code"], status["reason"]) == ("failed", 75, told)
 
 
 def test_who_fails_says_so_for_all(tmp_path: Path) -> None:

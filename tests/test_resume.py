@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -103,6 +104,20 @@ def test_grid(cell: str, stop: int, whole, tmp_path: Path, monkeypatch: pytest.M
     words = (*BASE, *GRID[cell])
     stopped(tmp_path, stop, *words)
     assert_equal(train(tmp_path, *words, *(["dataset.workers=2"] if cell == "workers" else [])), whole(cell))
+
+
+def test_a_killed_data_worker_changes_nothing(whole, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Killed in the midst of training, where only a wait for pictures may hear of it."""
+
+    def kill() -> None:
+        (child,) = multiprocessing.active_children()
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+    with after_step(5, kill):
+        run = train(tmp_path, *BASE, *CELLS["streamed"], "dataset.workers=1")
+    assert_equal(run, whole("streamed"))
+    assert capfd.readouterr().err.count("another goes on in its place") == 1
 
 
 def test_the_comparison_can_fail(whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
