@@ -29,6 +29,7 @@ tool's own decoding of the same network: proof that the judge reads it rightly.
 import argparse
 import json
 import math
+import multiprocessing
 import shlex
 import sys
 import time
@@ -111,8 +112,8 @@ class Judge:
     sampler: Sampler
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser) -> tuple[dict[str, Any], Tensor]:
-        """Figures, and the samples uint8."""
+    def __call__(self, denoiser: Denoiser) -> tuple[dict[str, Any], Any]:
+        """Figures, and some samples, uint8 [16, 1, 28, 28]."""
         own = denoiser.schedule
 
         def ask(x: Tensor, t: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ class Judge:
         samples = to_uint8(torch.cat([last(self.sampler.walk(ask, LINE, part, none)).x for part in x.split(64)]))
         distance = frechet(Cloud(self.features(samples).features), self.real)
         levels = {name.rpartition("/")[2]: value for name, value in means.items() if "/" in name}
-        return {"error": means["x0_mse"], "distance": distance, "by_log_snr": levels}, samples
+        return {"error": means["x0_mse"], "distance": distance, "by_log_snr": levels}, samples[:16].numpy()
 
 
 def judge_of(run: Path, held_out: Pictures) -> Judge:
@@ -142,6 +143,23 @@ def judge_of(run: Path, held_out: Pictures) -> Judge:
     return Judge(images, features, Cloud(torch.cat([each.features for each in seen])), sampler)
 
 
+def beside(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Begins the call in a forked process, which has the networks as they are now and costs this one nothing; returns what
+    waits for its result. (With OMP_NUM_THREADS=1, for threads do not survive a fork.)"""
+    fork = multiprocessing.get_context("fork")
+    here, there = fork.Pipe(duplex=False)
+    process = fork.Process(target=lambda: there.send(call()))
+    process.start()
+    there.close()
+
+    def result() -> Any:
+        found = here.recv()
+        process.join()
+        return found
+
+    return result
+
+
 # -- the contest -------------------------------------------------------------------------------------------------------
 
 
@@ -152,6 +170,24 @@ def contest(
     ends = sorted({*marks, *(turn * i for i in range(1, math.ceil(marks[-1] / turn)))})
     spent, seen, rows = dict.fromkeys(map(id, learners), 0.0), dict.fromkeys(map(id, learners), 0), list[dict[str, Any]]()
     drawn: dict[str, Tensor] = {}
+    waiting: Callable[[], None] | None = None
+
+    def judging(one: Learner) -> Callable[[], None]:
+        row, result = (
+            {"name": one.name, "seconds": spent[id(one)], "images": seen[id(one)]},
+            beside(lambda: judge(one.average())),
+        )
+
+        def noted() -> None:
+            figures, samples = result()
+            drawn[one.name] = torch.from_numpy(samples)
+            rows.append({**row, **figures})
+            said = f"error {figures['error']:.4f}, distance {figures['distance']:.3g}"
+            say(f"{one.name}: {row['seconds']:.0f} s, {row['images']:,} pictures, {said}")
+            keep(rows, drawn)
+
+        return noted
+
     for number, end in enumerate(ends):
         first = number % len(learners)
         for one in [*learners[first:], *learners[:first]]:
@@ -160,12 +196,11 @@ def contest(
                 seen[id(one)] += one.step()
                 spent[id(one)] += time.process_time() - began
             if end in marks:
-                figures, samples = judge(one.average())
-                rows.append({"name": one.name, "seconds": spent[id(one)], "images": seen[id(one)], **figures})
-                said = f"error {figures['error']:.4f}, distance {figures['distance']:.3g}"
-                say(f"{one.name}: {spent[id(one)]:.0f} s, {seen[id(one)]:,} pictures, {said}")
-                drawn[one.name] = samples[:16]
-                keep(rows, drawn)
+                if waiting is not None:  # one judge at a time
+                    waiting()
+                waiting = judging(one)
+    if waiting is not None:
+        waiting()
 
 
 def seconds_to(points: Sequence[tuple[float, float]], level: float) -> float | None:
