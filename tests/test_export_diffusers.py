@@ -220,6 +220,7 @@ def test_a_dit_of_the_same_waves(channels: int, classes: int) -> None:
         (DiT(1, 8, 5, **DIT, mlp_ratio=2.0), {"mlp_ratio": 2.0}, None, "model.mlp_ratio is 2, and diffusers' DiT has 4"),
         (DiT(1, 8, 5, **DIT), {}, 3, "label=3 cannot be told for good"),
         (UNet(1, 8, 0, 1, **SMALL), {}, None, "is self-conditioned"),  # type: ignore[arg-type]
+        (UNet(1, 8, 0, **SMALL, patch_size=2), {"patch_size": 2}, None, "patch_size is 2, and diffusers' UNet2DModel has"),  # type: ignore[arg-type]
     ],
 )
 def test_networks_that_do_not_map(network: Network, keys: dict[str, Any], label: int | None, says: str) -> None:

@@ -397,6 +397,20 @@ def test_unet_is_diffusers_unet2d(option, size, classes):
     assert answers[0][0].std() > 0.01  # two networks that answer 0 agree too
 
 
+@pytest.mark.parametrize(("size", "patch"), [(28, 2), (24, 3)])
+def test_unet_of_patches_is_a_unet_of_their_pixels_as_channels(size, patch):
+    """Number c p^2 + i p + j of a place is channel c of the pixel in row i, column j of its patch."""
+    changes = {"width": 32, "multipliers": [1, 2], "blocks": 1, "attention_levels": [0]}
+    ours = stir(make("unet", 2, size, patch_size=patch, **changes)).eval()
+    whole = make("unet", 2 * patch**2, size // patch, **changes).eval()
+    whole.load_state_dict(ours.state_dict(), strict=True)
+    x, time = torch.randn(2, 2, size, size), torch.tensor([3.0, 700.0])
+    places = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # [B, C p p, h, w]
+    F = whole(places, time).unflatten(1, (2, patch, patch)).permute(0, 1, 4, 2, 5, 3).flatten(4).flatten(2, 3)
+    assert F.shape == x.shape and F.std() > 0.01
+    assert torch.equal(ours(x, time), F)
+
+
 def test_full_unets_have_the_shapes_of_diffusers():
     for option, size in [("unet", 32), ("unet2d", 64), ("adm", 64)]:
         with torch.device("meta"):
@@ -422,6 +436,8 @@ def test_fresh_unet_answers_zero_and_its_blocks_are_the_identity():
         ({"head_width": 48, "multipliers": [1, 2, 3]}, "head_width is 48 and level 1 has 256 channels"),
         ({"head_width": 48, "attention_levels": []}, "head_width is 48 and level 3 has 256 channels"),  # the middle
         ({"multipliers": []}, "multipliers is empty"),
+        ({"patch_size": 3}, "image_size is 32 and patch_size is 3"),
+        ({"patch_size": 8}, "image_size is 4 and multipliers has 4 levels"),
         ({"width": 33, "groups": 1}, "width is 33"),
         ({"multipliers": [1, 1, 1, 1, 1, 1, 1]}, "image_size is 32 and multipliers has 7 levels.*dataset.size=64"),
     ],

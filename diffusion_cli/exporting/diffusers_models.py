@@ -43,6 +43,11 @@ def _unet(network: Network, keys: Mapping[str, Any], label: int | None) -> nn.Mo
     """UNet2DModel, which differs in names alone. A label told for good is a constant of the time embedding."""
     from diffusers import UNet2DModel
 
+    if keys["patch_size"] != 1:
+        raise ConfigError(
+            f"to=diffusers: model.patch_size is {keys['patch_size']}, and diffusers' UNet2DModel has no patches; "
+            "to=folder, onnx and torch_export take any network"
+        )
     open_labels = network.num_classes and label is None
     peer = UNet2DModel(
         sample_size=network.image_size,
