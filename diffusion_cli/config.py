@@ -10,8 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_cli import settings
-from diffusion_cli.distributed import misfits
+from diffusion_cli import pairs, settings
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.evaluation import words
 from diffusion_cli.options import CONFIGS as CONFIGS
@@ -22,16 +21,17 @@ PARTS = (
     "denoiser", "classifier", "autoencoder", "clip", "tokenizer", "schedule", "loss", "times", "sampler", "guidance", "names",
     "taught", "previews", "codec", "texts", "perceptual", "teacher",
 )  # fmt: skip
+# and a network's
+FACTS = (
+    "channels", "image_size", "num_classes", "hint_channels", "text_width", "augment_width", "two_times", "variance_channels",
+    "vocabulary",
+)  # fmt: skip
 # the part that an objective trains -> what the group `model` must be for it, where that is no Network, and what it is given
 MODELS = {
     "classifier": ("diffusion_cli.models.Classifier", ("channels", "image_size", "num_classes")),
     "autoencoder": ("diffusion_cli.models.Autoencoder", ("channels", "image_size")),
     "clip": ("diffusion_cli.models.Clip", ("channels", "image_size", "vocabulary")),
 }
-_OF_DIFFUSERS = ("diffusion_cli.models.AutoencoderKL", "diffusion_cli.models.AutoencoderVQ")
-
-# a frozen part -> the packages that it needs
-_STAGE_NEEDS = {"Latents": ("diffusers",), "Clip": ("transformers", "tokenizers"), "TextEncoder": ("transformers",)}
 
 # group -> (what it must build, which of its arguments the program itself supplies)
 TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -39,20 +39,7 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "schedule": ("diffusion_cli.schedules.Schedule", ()),
     "prediction": ("diffusion_cli.predictions.Prediction", ("schedule",)),
     "loss": ("diffusion_cli.losses.Loss", ()),
-    "model": (
-        "diffusion_cli.models.Network",
-        (
-            "channels",
-            "image_size",
-            "num_classes",
-            "hint_channels",
-            "text_width",
-            "augment_width",
-            "two_times",
-            "variance_channels",
-            "vocabulary",
-        ),
-    ),
+    "model": ("diffusion_cli.models.Network", FACTS),
     "optimizer": ("diffusion_cli.optimizers.Optimizer", ()),
     "ema": ("diffusion_cli.ema.EMA", ()),
     "sampler": ("diffusion_cli.samplers.Sampler", ()),
@@ -61,7 +48,7 @@ TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "distributed": ("diffusion_cli.group.Distributed", ()),
 }
 FEATURES = "diffusion_cli.features.Features"
-STAGES = dict.fromkeys(("codec", "texts", "perceptual"), "diffusion_cli.stages.Stage")
+STAGES = dict.fromkeys(pairs.STAGES, "diffusion_cli.stages.Stage")
 NULLABLE = {"features": FEATURES, "adapter": "diffusion_cli.adapters.LoRA", **STAGES}  # groups of training that may be null
 
 SAMPLE_GROUPS = {
@@ -113,7 +100,7 @@ def check_train(node: dict[str, Any]) -> settings.Plan:
         if node.get(group) is not None:
             wrong += check(node[group], base, group, trust=trust)
     if not wrong and (node["init"] is None or node["init_digest"] is not None):  # else the model brings some of them yet
-        wrong = _pairs(node)
+        wrong = pairs.impossible(node)
     if not wrong:
         wrong = _adapted(node) + _watched(node)
     if wrong:
@@ -324,99 +311,6 @@ def _values(node: object, schema: str, path: str) -> list[str]:
     if not isinstance(node, Mapping):
         return [f"{path} is {shown(node)}: it must be a node of settings"]
     return check_values(node, signature(f"{settings.__name__}.{schema}"), path)
-
-
-def _pairs(node: Mapping[str, Any]) -> list[str]:
-    """Values that are right alone and impossible together."""
-    wrong = []
-    trainer, sampler = node["trainer"], node["sampler"]
-    if node["model"]["_target_"] in _OF_DIFFUSERS and find_spec("diffusers") is None:
-        wrong.append("the networks of autoencoders are those of diffusers: pip install 'diffusion-cli[diffusers]'")
-    if "tokenizer" in target_of(node["objective"], "objective", node["trust"]).parameters:
-        lacking = [package for package in ("transformers", "tokenizers") if find_spec(package) is None]
-        wrong += [
-            f"{name} is not installed, and this objective reads texts: pip install 'diffusion-cli[text]'"
-            for name in lacking[:1]
-        ]
-    if trainer["steps"] is None and trainer["images"] is None and trainer["minutes"] is None:
-        wrong.append("the run has no end: give trainer.steps, trainer.images or trainer.minutes")
-    decay = node["optimizer"].get("decay")
-    if trainer["steps"] is None and trainer["images"] is None and decay and _falls_to_the_end(decay):
-        name = decay["_target_"].rpartition(".")[2].lower()
-        wrong.append(
-            f"optimizer/decay={name} needs to know the end of the run: give trainer.steps or trainer.images besides minutes"
-        )
-    if trainer["batch"] % trainer["accumulate"]:
-        wrong.append(
-            f"trainer.batch is {trainer['batch']} and trainer.accumulate {trainer['accumulate']}: the batch must be a multiple"
-        )
-    wrong += misfits(node)
-    needs_signal = (
-        "diffusion_cli.predictions._NeedsSignal" in target_of(node["prediction"], "prediction", node["trust"]).lineage
-    )
-    if needs_signal and _ends_in_noise(node["schedule"]):
-        name = node["prediction"]["_target_"].rpartition(".")[2].lower()
-        wrong.append(
-            f"prediction={name} is impossible on a schedule that ends in pure noise (alpha = 0 at t = 1, where nothing of the "
-            "picture is left to divide by): choose prediction=v, x0, flow or edm, or another schedule"
-        )
-    wrong += _stages(node)
-    wrong += _variances(node)
-    grid = sampler["grid"]
-    if "table" in grid and sampler["steps"] > grid["table"]:
-        wrong.append(f"sampler.steps is {sampler['steps']}, but sampler.grid.table has only {grid['table']} indices")
-    return wrong
-
-
-def _variances(node: Mapping[str, Any]) -> list[str]:
-    """What is wrong with learned variances."""
-    term, sampler = node["objective"].get("term"), node["sampler"]
-    learned = (
-        term is not None and "diffusion_cli.losses.hybrid.Hybrid" in target_of(term, "objective.term", node["trust"]).lineage
-    )
-    if learned and "variance_channels" not in target_of(node["model"], "model", node["trust"]).parameters:
-        name = node["model"]["_target_"].rpartition(".")[2]
-        return [
-            f"objective/term=hybrid needs a network that says the variance of a step, and {name} says none (its constructor "
-            "has no variance_channels): choose model=unet, unet_attn, dit or another that does"
-        ]
-    if sampler.get("variance") == "learned" and not learned:
-        return [
-            "sampler.variance=learned: a variance is learned with objective/term=hybrid alone; add it, or choose small or large"
-        ]
-    return []
-
-
-def _stages(node: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the frozen parts beside the rest."""
-    wrong, takes = [], target_of(node["objective"], "objective", node["trust"]).parameters
-    for group in STAGES:
-        if node.get(group) is None:
-            continue
-        name = node[group]["_target_"].rpartition(".")[2]
-        if group not in takes and group == "perceptual":
-            wrong.append(f"perceptual={name.lower()}: it judges what an autoencoder gives back; choose objective=autoencoding")
-        elif group not in takes:
-            wrong.append(f"{group}={name.lower()}: this objective works with pictures as they are; choose objective=denoising")
-        lacking = [package for package in _STAGE_NEEDS.get(name, ()) if find_spec(package) is None]
-        wrong += [f"{group}={name.lower()} needs {lacking[0]}: pip install 'diffusion-cli[latent]'"] if lacking else []
-    if node.get("texts") is not None and node["dataset"]["labels"]:
-        wrong.append("dataset.labels=true and texts: the network is told labels or texts, not both: dataset.labels=false")
-    return wrong
-
-
-def _falls_to_the_end(decay: Mapping[str, Any]) -> bool:
-    """Whether a decay of the learning rate is stretched over the whole run."""
-    lineage = signature(decay["_target_"]).lineage
-    return any(f"diffusion_cli.optimizers.{name}" in lineage for name in ("Linear", "Cosine", "Late"))
-
-
-def _ends_in_noise(schedule: Mapping[str, Any]) -> bool:
-    """Whether alpha(1) = 0, from the node alone: what `reaches_zero` says of the object."""
-    lineage = signature(schedule["_target_"]).lineage
-    if "base" in schedule:  # one that stands on another
-        return _ends_in_noise(schedule["base"])
-    return "diffusion_cli.schedules.Flow" in lineage or bool(schedule.get("zero_terminal_snr", False))
 
 
 def _tuples(node: Mapping[str, Any]) -> dict[str, Any]:

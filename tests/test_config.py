@@ -13,7 +13,7 @@ import torch
 import yaml
 from tiny import SMALL, SMALL_NETWORK, changed, compose
 
-from diffusion_cli import config
+from diffusion_cli import config, pairs
 from diffusion_cli.assembly import PARTS, Facts, Stages, adapt, objective_of, reads_texts, rehearse
 from diffusion_cli.build import build
 from diffusion_cli.conditioning import learned
@@ -310,7 +310,7 @@ def test_the_check_agrees_with_the_schedules() -> None:
 
     for _, option in [pair for pair in OPTIONS if pair[0] == "schedule"]:
         node = compose(f"schedule={option}")["schedule"]
-        assert config._ends_in_noise(node) == build(node, Schedule, "schedule").reaches_zero, option
+        assert pairs._ends_in_noise(node) == build(node, Schedule, "schedule").reaches_zero, option
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

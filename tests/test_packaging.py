@@ -22,15 +22,15 @@ FLOORS = {
     4: "commands sweeps config help cli launching",
     3: "training sampling trainer assembly objectives evaluation exporting features checkpoint best runs distributed build "
     "averages storage optimizers ema settings devices drawing signals status report pretrained finding stages alone initial "
-    "guard parts group sharding progress profiling recomputing stall winograd",
+    "guard parts group sharding progress profiling recomputing stall winograd pairs",
     2: "denoiser losses samplers guidance editing walking noisy_classifier adapters",
-    1: "models data codecs conditioning vision pictures",
+    1: "models data codecs conditioning vision",
     0: "schedules coloured beta_curves predictions randomness errors ranges signatures options collectives",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 STRANGERS = {"models": {"schedules", "predictions"}}  # a network knows tensors, never schedules
 TORCH_FREE = [
-    "cli", "config", "errors", "help", "ranges", "settings", "signatures", "status",
+    "cli", "config", "errors", "help", "pairs", "ranges", "settings", "signatures", "status",
     *(f"sweeps.{file.stem}" for file in sorted((PACKAGE / "sweeps").glob("[a-z]*.py"))),
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "datasets", "diffusers", "matplotlib", "pandas", "tensorboard"}
