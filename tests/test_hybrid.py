@@ -80,7 +80,7 @@ def true_share(schedule: Schedule, t: Tensor, s: Tensor, scale: float) -> Tensor
     """v of N(0, scale^2) data: the variance of x_s given x_t is beta~ and what is not known of x0, through the mean."""
     low, high, factor = spread(schedule, t, s)
     of_x0 = scale**2 * schedule.sigma(t) ** 2 / (schedule.alpha(t) ** 2 * scale**2 + schedule.sigma(t) ** 2)
-    return (torch.log(low.exp() + factor**2 * of_x0) - low) / (high - low)
+    return (torch.log(torch.where(s == 0, 0, low.exp()) + factor**2 * of_x0) - low) / (high - low)
 
 
 def test_training_finds_the_variance_of_gaussian_data() -> None:
