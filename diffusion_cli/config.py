@@ -33,26 +33,18 @@ _OF_DIFFUSERS = ("diffusion_cli.models.AutoencoderKL", "diffusion_cli.models.Aut
 # a frozen part -> the packages that it needs
 _STAGE_NEEDS = {"Latents": ("diffusers",), "Clip": ("transformers", "tokenizers"), "TextEncoder": ("transformers",)}
 
+# what the constructor of a network may ask of the program: assembly.py and the data say them
+FACTS = (
+    "channels", "image_size", "num_classes", "hint_channels", "text_width", "augment_width", "two_times", "variance_channels",
+    "vocabulary",
+)  # fmt: skip
 # group -> (what it must build, which of its arguments the program itself supplies)
 TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dataset": ("diffusion_cli.data.Dataset", ()),
     "schedule": ("diffusion_cli.schedules.Schedule", ()),
     "prediction": ("diffusion_cli.predictions.Prediction", ("schedule",)),
     "loss": ("diffusion_cli.losses.Loss", ()),
-    "model": (
-        "diffusion_cli.models.Network",
-        (
-            "channels",
-            "image_size",
-            "num_classes",
-            "hint_channels",
-            "text_width",
-            "augment_width",
-            "two_times",
-            "variance_channels",
-            "vocabulary",
-        ),
-    ),
+    "model": ("diffusion_cli.models.Network", FACTS),
     "optimizer": ("diffusion_cli.optimizers.Optimizer", ()),
     "ema": ("diffusion_cli.ema.EMA", ()),
     "sampler": ("diffusion_cli.samplers.Sampler", ()),
