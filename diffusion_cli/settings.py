@@ -124,7 +124,7 @@ class Evaluate:
     ckpt: str
     metrics: tuple[
         Literal[
-            "denoising", "bound", "bits", "reconstruction",
+            "denoising", "bound", "bits", "vlb", "reconstruction",
             "fid", "kid", "inception_score", "precision", "recall", "density", "coverage", "class_accuracy",
             "sliced_wasserstein", "clip_score", "clip_score_shuffled",
         ],

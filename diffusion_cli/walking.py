@@ -40,7 +40,7 @@ def walk(
 
     told = None if told is None else told.to(source.slots.device)
     denoiser = denoiser.leading(sampler.goal(schedule))
-    said = [torch.zeros(())]  # v with the last answer: no answer, no more than the posterior's
+    said = [torch.zeros(1, 1, 1, 1, device=source.slots.device)]  # v with the last answer; before any, the posterior's own
     if sampler.varied:
         denoiser = denoiser.noting(lambda v: said.__setitem__(0, v))
     question = asking(denoiser, told, guidance, helper, shares, untold)

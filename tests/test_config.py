@@ -81,6 +81,8 @@ def words_of(group: str, option: str) -> list[str]:
         words += ["prediction=edm"]  # random waves of log(sigma)/4
     if group == "adapter":
         words += ["init=somewhere"]
+    if option == "hybrid":
+        words += ["schedule=ddpm", "prediction=eps", "loss=ddpm"]  # a table of steps
     if option == "fsdp":
         words += ["distributed.processes=2"]
     if option in TAUGHT:

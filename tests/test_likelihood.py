@@ -1,16 +1,20 @@
 """Bits per dimension against what they must be: densities and entropies known in closed form, on every kind of schedule."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from closed_form import FAMILIES, Gaussian, Mixture, close, f64, name, pictures
+from test_hybrid import true_share
+from walks import make
 
 from diffusion_cli.data.pixels import to_float
 from diffusion_cli.evaluation import likelihood
-from diffusion_cli.evaluation.likelihood import LEVEL, log_density, of_bound, of_flow
+from diffusion_cli.evaluation.likelihood import LEVEL, log_density, of_bound, of_flow, of_walk
 from diffusion_cli.randomness import Source
-from diffusion_cli.schedules import EDM, Betas, Flow
+from diffusion_cli.samplers import Ancestral, Varied
+from diffusion_cli.schedules import EDM, VP, Betas, Flow
 
 every_family = pytest.mark.parametrize("schedule", [*FAMILIES, Betas(zero_terminal_snr=True)], ids=name)
 LN2 = math.log(2)
@@ -118,3 +122,28 @@ def test_a_picture_costs_the_same_in_any_company():
         whole = of(ask, schedule, images, Source(0, torch.arange(4)))
         alone = of(ask, schedule, images[2:3], Source(0, torch.arange(2, 3)))
         close(alone[0], whole[2], 1e-5 if of is of_bound else 2e-3)
+
+
+@pytest.mark.parametrize("schedule", [Betas(), VP()], ids=name)
+def test_the_bound_of_a_walk_is_tight_at_the_true_variance(schedule):
+    """Gaussian data, 40 steps: with the variance of x_s given x_t what is left over the true cost is that of the last step and
+    of a walk that begins a little off; the posterior's variance costs more. Any number of questions has the same mean."""
+    data, sampler = Gaussian(0.1, 0.15), make(Ancestral, 40, eta=1.0, variance="learned")
+    images, asked = quantised(data, 300), []
+
+    def ask(x, t):
+        asked.append(t)
+        return data.denoise(schedule)(x.double(), t).to(x)
+
+    def v():
+        times = sampler.times(schedule)
+        s = times[(times[None, :] >= asked[-1][:, None]).sum(1)]
+        return true_share(schedule, asked[-1], s, data.s)[:, None, None, None].float()
+
+    source = Source(0, torch.arange(300))
+    found = of_walk(Varied(ask, v), schedule, images, source, sampler, levels=99).double()
+    small = of_walk(ask, schedule, images, source, replace(sampler, variance="small"), levels=99).double()
+    part = of_walk(Varied(ask, v), schedule, images, source, sampler, levels=10).double()
+    wanted = discrete_bits(data, images)
+    assert -0.01 < float((found - wanted).mean()) < 0.1 < float((small - found).mean())
+    assert abs(float((part - found).mean())) < 4 * float((part - found).std()) / math.sqrt(300)

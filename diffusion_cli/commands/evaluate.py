@@ -6,7 +6,8 @@ from diffusion_cli import cli, config
 from diffusion_cli.commands.sample import with_scale
 
 ABOUT = """diffusion-evaluate measures a trained model. All it needs is the run: ckpt=outputs/<name>.
-  on real pictures   denoising (error by noise level), bound (bits per dimension at most), bits (by the probability flow)
+  on real pictures   denoising (error by noise level), bound (bits per dimension at most), bits (by the probability flow),
+                     vlb (bits at most, of the steps of sampler=ddpm)
   of its samples     fid, kid, inception_score, precision, recall, density, coverage, class_accuracy: compared in features=
                      sliced_wasserstein: in pixels; clip_score, clip_score_shuffled: beside their captions
   of an autoencoder  reconstruction (PSNR, SSIM, errors of each picture), and what there is of samples: of what it gives back

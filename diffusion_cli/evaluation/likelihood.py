@@ -1,4 +1,4 @@
-"""How many bits a pixel costs: the negative log-likelihood of 8-bit pictures under the model, per dimension, in two ways.
+"""How many bits a pixel costs: the negative log-likelihood of 8-bit pictures under the model, per dimension, in three ways.
 
 Exact, by the probability flow (Song et al. 2021, "Score-based generative modeling", section 4.3 and appendix D.2):
 
@@ -12,7 +12,13 @@ Bound, by the evidence (Kingma et al. 2021, "Variational diffusion models", eq. 
     -log p(x) <= KL(q(x_1 | x) || N(0, sigma_1^2)) + 1/2 integral of e^l E|x - x0(x_l)|^2 dl - E[log p(x | x_near)]
 
 over l = log_snr: it does not depend on the schedule but for its ends. The last term is a softmax over 256 grey levels.
-Both are only defined for Gaussian noise. Units: bits per dimension (pixel and channel); lower is better.
+
+Bound of an ancestral walk (Ho et al. 2020, eq. 5), in its own steps and with the variances that it has, fixed or learned:
+
+    -log p(x) <= KL(q(x_1 | x) || N(0, sigma_1^2)) + sum over its steps t -> s of KL(q(x_s | x_t, x) || p(x_s | x_t))
+
+with the last step as losses/hybrid.py has it. All are only defined for Gaussian noise. Units: bits per dimension (pixel and
+channel); lower is better.
 """
 
 import math
@@ -21,8 +27,9 @@ import torch
 from torch import Tensor
 
 from diffusion_cli.data.pixels import to_float
+from diffusion_cli.losses.hybrid import bits
 from diffusion_cli.randomness import Source
-from diffusion_cli.samplers import Denoise
+from diffusion_cli.samplers import Ancestral, Denoise, Varied
 from diffusion_cli.schedules import Schedule
 
 LEVEL = 2 / 255  # between two grey levels, of pictures within [-1, 1]
@@ -117,6 +124,26 @@ def of_bound(denoise: Denoise, schedule: Schedule, images: Tensor, source: Sourc
         x = schedule.mix(x0, source.at(k).normal("bound", shape), t)
         nats = nats + width / 2 * torch.exp(l) * _sum((x0 - denoise(x, t)) ** 2)
     return _bits(nats, x0)
+
+
+def of_walk(ask: Denoise, schedule: Schedule, images: Tensor, source: Source, sampler: Ancestral, levels: int = 32) -> Tensor:
+    """Bits per dimension [B], at most, of images uint8 [B, C, H, W] under the steps of a sampler with eta 1.
+
+    ask: a Varied one where the variance is learned. levels: questions for each picture, stratified over the steps with one
+    counted offset; as many as there are steps, or more: each step once.
+    """
+    shape, times = images.shape[1:], sampler.times(schedule).to(source.slots.device)
+    x0, steps = to_float(images.to(source.slots.device)), len(times) - 1
+    count, offset, fixed = min(levels, steps), source.uniform("offset"), float(sampler.variance == "large")
+    found = _bits(_prior(schedule, x0, float(schedule.log_snr(times[0]))), x0)
+    for k in range(count):
+        step = ((k + offset) * steps / count).long().clamp(max=steps - 1)  # [B]
+        t, s = times[step], times[step + 1]
+        foreseen = ask(schedule.mix(x0, source.at(k).normal("vlb", shape), t), t)
+        foreseen = foreseen.clamp(-1, 1) if sampler.clip else foreseen
+        v = ask.v() if sampler.varied and isinstance(ask, Varied) else torch.full_like(x0, fixed)
+        found = found + steps / count * bits(schedule, x0, foreseen, v, t, s)
+    return found
 
 
 def _prior(schedule: Schedule, x0: Tensor, far: float) -> Tensor:

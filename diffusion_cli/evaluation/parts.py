@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion_cli.assembly import Facts
 from diffusion_cli.build import build
 from diffusion_cli.data import Dataset, Pictures
+from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.devices import Compute
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.evaluation import figures
@@ -28,10 +29,12 @@ from diffusion_cli.objectives.captions import captions
 from diffusion_cli.options import option_of
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.runs import say
-from diffusion_cli.sampling.maker import maker_of
-from diffusion_cli.settings import Evaluate, Measurement
+from diffusion_cli.samplers import Ancestral, Sampler
+from diffusion_cli.sampling.maker import maker_of, node_of_sampler
+from diffusion_cli.settings import Measurement
 from diffusion_cli.signals import StopRequest
 from diffusion_cli.stages import stages_of
+from diffusion_cli.walking import check_walk
 
 HELD_OUT, SAMPLES = 512, 10_000  # n=null: pictures of the data set, samples
 
@@ -51,28 +54,48 @@ class Part:
     words: list[str]
 
 
-def of_pictures(found: Trained, dataset: Dataset, settings: Evaluate, compute: Compute) -> Part:
+def of_pictures(found: Trained, dataset: Dataset, wanted: Measurement, compute: Compute) -> Part:
     """Raises UserError for what cannot be measured."""
+    settings = wanted.root
     denoiser = load_denoiser(found, settings.weights, settings.trust).to(compute.device)
     compute.convolve(denoiser.network)
     stages = stages_of(found, settings.trust).to(compute.device)
-    if not stages.codec.bounded and {"bits", "bound"} & set(settings.metrics):
-        raise ConfigError("metrics: bits and bound are of pixels, and this network works in latents: ask for [denoising]")
-    if not (denoiser.schedule.gaussian and denoiser.schedule.white) and {"bits", "bound"} & set(settings.metrics):
+    of_pixels = {"bits", "bound", "vlb"} & set(settings.metrics)
+    if not stages.codec.bounded and of_pixels:
+        raise ConfigError("metrics: bits, bound and vlb are of pixels, and this network works in latents: ask for [denoising]")
+    if not (denoiser.schedule.gaussian and denoiser.schedule.white) and of_pixels:
         raise ConfigError(
-            "metrics: bits and bound need white Gaussian noise, and this schedule's is another: ask for metrics=[denoising]"
+            "metrics: bits, bound and vlb need white Gaussian noise, this schedule's is another: ask for metrics=[denoising]"
         )
     pictures, split = _loaded(dataset, settings.split or "test")
     count = min(settings.n or HELD_OUT, len(pictures))
     say(f"{count:,} pictures of the {split} split")
     facts = {"n": count, "split": split, "levels": settings.levels, "tolerance": settings.tolerance}
     asked = {**facts, "metrics": [word for word in settings.metrics if word in OF_PICTURES], "data": pictures.fingerprint}
-    make = rows_of_pictures(denoiser, stages, pictures, bool(found.config["facts"]["taught"]), settings, compute)
+    walk = None
+    if "vlb" in settings.metrics:
+        node = node_of_sampler(found.config["config"], wanted.sampler)
+        walk = _ancestral(build(node, Sampler, "sampler", trust=settings.trust), denoiser)
+        facts, asked = {**facts, "steps": walk.steps}, {**asked, "sampler": node}
+    make = rows_of_pictures(denoiser, stages, pictures, bool(found.config["facts"]["taught"]), settings, compute, walk)
 
     def conclude(table: Mapping[str, Tensor], stop: StopRequest) -> tuple[dict[str, Figure], dict[str, Any]]:
         return {name: figures.over_pictures(table[name]) for name in NAMES if name in table}, facts
 
     return Part("pictures", count, make, conclude, asked, [split, f"n_{count}"])
+
+
+def _ancestral(sampler: Sampler, denoiser: Denoiser) -> Ancestral:
+    """ConfigError where a walk has no bound."""
+    if not isinstance(sampler, Ancestral) or sampler.eta != 1 or sampler.variance == "all":
+        raise ConfigError(
+            "metrics: vlb is of the steps of an ancestral walk: add sampler=ddpm, and sampler.variance=small, large or learned"
+        )
+    try:
+        check_walk(denoiser, sampler)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return sampler
 
 
 def of_samples(found: Trained, dataset: Dataset, wanted: Measurement, metrics: list[str], compute: Compute) -> Part:

@@ -41,7 +41,7 @@ def evaluate(wanted: Measurement) -> Path:
     else:
         parts = [of_samples(found, dataset, wanted, ours, compute)] if ours else []
         if set(settings.metrics) & set(OF_PICTURES):
-            parts.append(of_pictures(found, dataset, settings, compute))
+            parts.append(of_pictures(found, dataset, wanted, compute))
     say(f"{found.folder}: {settings.weights} weights, {compute}" + (f", {me.world} processes" if me.world > 1 else ""))
     common = {"weights": settings.weights, "seed": settings.seed, "step": found.step, "checkpoint": found.digest}
     common["batch"] = settings.batch

@@ -20,7 +20,7 @@ class Word:
     higher: bool = False
 
 
-OF_PICTURES = ("denoising", "bound", "bits", "reconstruction")  # of the network itself, on pictures of the data set
+OF_PICTURES = ("denoising", "bound", "bits", "vlb", "reconstruction")  # of the network itself, on pictures of the data set
 OF_SAMPLES = {
     "fid": Word(library=True),
     "kid": Word(library=True),

@@ -73,12 +73,12 @@ def maker_of(request: Request, found: Trained, compute: Compute) -> Maker:
     lacking = [*(nodes - node.keys()), *(Facts.__required_keys__ - facts.keys())]
     if lacking:
         raise StorageError(f"{found.folder} is of another program: its config.json lacks {', '.join(sorted(lacking))}")
-    sampler_node = _sampler_node(node, request.sampler)
+    walked = node_of_sampler(node, request.sampler)
     unread = () if prompts_of(settings) or settings.negative else ("texts",)
     stages = stages_of(found, settings.trust, unread).to(compute.device)
     codec = stages.codec
     compute.convolve(codec)
-    sampler = build(sampler_node, Sampler, "sampler", trust=settings.trust)
+    sampler = build(walked, Sampler, "sampler", trust=settings.trust)
     sampler = replace(sampler, clip=sampler.clip and codec.bounded)
     guidance = build(request.guidance, Guidance, "guidance", trust=settings.trust)
     denoiser = load_denoiser(found, settings.weights, settings.trust).to(compute.device)
@@ -104,7 +104,7 @@ def maker_of(request: Request, found: Trained, compute: Compute) -> Maker:
         "checkpoint": found.digest,
         "step": found.step,
         "seed": settings.seed,
-        "sampler": sampler_node,
+        "sampler": walked,
         "guidance": request.guidance,
         "guidance_checkpoint": None if second is None else second.digest,
         "weights": settings.weights,
@@ -155,7 +155,7 @@ def _refuse_prompts(settings: Sample) -> None:
             )
 
 
-def _sampler_node(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def node_of_sampler(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The sampler asked for, or the checkpoint's own with other steps."""
     node = dict(wanted) if "_target_" in wanted else {**config["sampler"]}
     if wanted.get("steps") is not None:
