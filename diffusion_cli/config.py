@@ -21,7 +21,7 @@ PARTS = (
     "denoiser", "classifier", "autoencoder", "clip", "tokenizer", "schedule", "loss", "times", "sampler", "guidance", "names",
     "taught", "previews", "codec", "texts", "perceptual", "teacher",
 )  # fmt: skip
-# and a network's
+# and a network's: assembly.py and the data say them
 FACTS = (
     "channels", "image_size", "num_classes", "hint_channels", "text_width", "augment_width", "two_times", "variance_channels",
     "vocabulary",
@@ -33,11 +33,6 @@ MODELS = {
     "clip": ("diffusion_cli.models.Clip", ("channels", "image_size", "vocabulary")),
 }
 
-# what the constructor of a network may ask of the program: assembly.py and the data say them
-FACTS = (
-    "channels", "image_size", "num_classes", "hint_channels", "text_width", "augment_width", "two_times", "variance_channels",
-    "vocabulary",
-)  # fmt: skip
 # group -> (what it must build, which of its arguments the program itself supplies)
 TRAIN_GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dataset": ("diffusion_cli.data.Dataset", ()),
