@@ -172,7 +172,8 @@ class Group:
     def _gone(self, rank: int) -> str:
         return f"rank {rank} of {self.me.world} is gone or hangs, at step {self.step:,}: the same command goes on"
 
-    def _end(self, code: int, said: str, silent: bool) -> None:
+    def _end(self, code: int, said: str, silent: bool, pid: int | None = None) -> None:
+        """pid: of a process that was given up."""
         if not silent:
             print(f"diffusion-train: {said}", file=sys.stderr, flush=True)
         if self.me.world > 1:
@@ -181,6 +182,9 @@ class Group:
         if self.folder is not None and speaks:  # last, for the other thread may have noted what broke
             with suppress(StorageError):
                 note_failure(self.folder, said, "preempted" if code > 128 else "failed", code=code)
+        if pid is not None and _is_sibling(pid):  # else torchrun would wait half a minute for one that is stopped
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
         os._exit(code)
 
 
@@ -205,7 +209,8 @@ class Several(Group):
         self.steps = 0  # that were cautious
         self.turn, self.over = 0, threading.Event()
         self.store, _, _ = next(dist.rendezvous("env://", me.rank, me.world))
-        self.after, self.heard, self.rounds = (me.rank + 1) % me.world, -1, 0
+        self.store.set(f"pid/{me.rank}", str(os.getpid()))
+        self.after, self.heard, self.rounds, self.pids = (me.rank + 1) % me.world, -1, 0, dict[int, int]()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._asker = threading.Thread(target=self._ask, args=(self.store.clone(),), daemon=True)
         self._watcher.start()
@@ -217,6 +222,7 @@ class Several(Group):
         dist.init_process_group(
             backend, store=dist.PrefixStore("run", self.store), rank=me.rank, world_size=me.world, timeout=LONGEST
         )
+        self.pids = {rank: int(self.store.get(f"pid/{rank}")) for rank in (0, self.after)}
 
     # -- agreement -----------------------------------------------------------------------------------------------------
 
@@ -353,11 +359,12 @@ class Several(Group):
             looks += 1
             if looks * PULSE >= self.patience:
                 answers = self.rounds > rounds + 1
-                said = self._gone(self.after if answers else 0)
+                gone = self.after if answers else 0
+                said = self._gone(gone)
                 if answers:
                     with suppress(RuntimeError):
                         self.store.compare_set("end", "", json.dumps({"rank": self.after, "code": Lost.code, "said": said}))
-                self._end(Lost.code, said, silent=not answers and self.me.rank != 1)
+                self._end(Lost.code, said, silent=not answers and self.me.rank != 1, pid=self.pids.get(gone))
 
     def hangs(self, folder: Path) -> None:
         left, world = self._left(folder), range(self.me.world)
@@ -371,6 +378,14 @@ class Several(Group):
         )
         first = json.loads(self.store.compare_set("end", "", mine))
         self._end(first["code"], first["said"], silent=first["rank"] != self.me.rank)
+
+
+def _is_sibling(pid: int) -> bool:
+    """Whether this process' parent started it too, so that it is of this run and of this machine."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == os.getppid()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_broken(error: BaseException | None) -> bool:

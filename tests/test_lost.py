@@ -89,7 +89,7 @@ def test_one_is_lost(way: str, rank: int, start: str, whole: Path, tmp_path: Pat
     assert done.returncode == (1 if start == "torchrun" else code), done.stderr  # torchrun knows no other
     who = {"raises": f"rank {rank} of 2, step {STEP}", "hangs": f"rank {rank} of 2 hangs, at step {STEP}"}
     line = who.get(way, f"rank {rank} of 2 is gone or hangs, at step {STEP}")
-    told = [one for one in done.stderr.splitlines() if re.match(r"diffusion-train: |rank \d of 2", one)]
+    told = [one for one in done.stderr.splitlines() if re.match(r"(\[rank\d\]: )?(diffusion-train: |rank \d of 2)", one)]
     assert len(told) == 1 and line in told[0], done.stderr
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["code"]) == ("failed", code) and line in status["reason"], status
