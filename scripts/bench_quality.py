@@ -63,9 +63,7 @@ from diffusion_cli.trainer import Trainer
 from diffusion_cli.vision import mend_torchvision
 
 HELD_OUT, SAMPLES, STEPS = 96, 200, 6
-HOPELESS = (
-    0.4  # an error from which no digits come; the mean of all pictures has about 0.3 at much noise: no samples are made then
-)
+HOPELESS = 0.4  # an error from which no digits come, so that no samples are made; the mean of all has 0.3 where noise is most
 REAL = 5000  # held-out pictures that samples are compared with
 TITLES = {"error": "held-out x0 error", "distance": "feature distance of samples"}
 LINE = Flow()  # where all are judged
