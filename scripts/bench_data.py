@@ -9,10 +9,9 @@ CIFAR-10 from parquet files in the folder DATA, batches of uint8 to float32 in [
                 DataLoader, its default of 0 workers
 
 cpu      microseconds of CPU for a picture, worker processes included
-waiting  share of the time that a loop waits for its next batch, beside a network that takes 1/rate of a second for a picture
-         and no CPU, as on a GPU (it sleeps), the batches of a warm-up left out: least, median and most of the samples. It is an
-         upper bound where other work disturbs, and pictures in memory are gathered between two steps of the network here, while
-         a GPU still works off what it was asked before
+idle     share of its time in which a network waits for its next batch that takes 1/rate of a second for a picture and no CPU,
+         as on a GPU: the loop goes on while it works, up to two batches ahead. Batches of a warm-up are left out; least,
+         median and most of the samples. Where other work disturbs it is an upper bound
 """
 
 import argparse
@@ -67,14 +66,16 @@ def cpu_seconds() -> float:
 
 
 def measured(batches: Iterator[Tensor], count: int, seconds: float) -> tuple[float, float]:
-    """(seconds of CPU, share of waiting) of so many batches, each of which keeps the network busy for so many seconds."""
-    waited, before, began = 0.0, cpu_seconds(), time.perf_counter()
+    """(seconds of CPU, share of idle time) of so many batches, each of which keeps the network busy for so many seconds."""
+    before, began, idle = cpu_seconds(), time.perf_counter(), 0.0
+    free = began  # when the network will have worked off what it has
     for _ in range(count):
-        asked = time.perf_counter()
         next(batches)
-        waited += time.perf_counter() - asked
-        time.sleep(seconds)
-    return cpu_seconds() - before, waited / (time.perf_counter() - began)
+        now = time.perf_counter()
+        idle += max(0.0, now - free)
+        free = max(now, free) + seconds
+        time.sleep(max(0.0, free - now - 2 * seconds))
+    return cpu_seconds() - before, idle / (free - began)
 
 
 def main() -> None:
@@ -104,10 +105,10 @@ def main() -> None:
     pictures = options.count * options.batch
     for name, samples in found.items():
         cpu = statistics.median(own for own, _ in samples) / pictures * 1e6
-        waits = sorted(waiting for _, waiting in samples)
+        shares = sorted(idle for _, idle in samples)
         print(
-            f"{name:10} {cpu:6.1f} us of CPU a picture, waiting",
-            " / ".join(f"{share:.1%}" for share in (waits[0], statistics.median(waits), waits[-1])),
+            f"{name:10} {cpu:6.1f} us of CPU a picture, idle",
+            " / ".join(f"{share:.1%}" for share in (shares[0], statistics.median(shares), shares[-1])),
         )
 
 
