@@ -29,7 +29,10 @@ class Mutation:
 
 
 MUTATIONS = (
-    Mutation("no fsync", "storage.py", "        watch(\"sync\", path)\n        os.fsync(file.fileno())\n", "", "tests/test_storage.py tests/test_power.py"),
+    Mutation(
+        "no fsync", "storage.py", '        watch("sync", path)\n        os.fsync(file.fileno())\n', "",
+        "tests/test_storage.py tests/test_power.py",
+    ),
     Mutation(
         "no rename", "storage.py", '    temporary = folder.with_name(f".{folder.name}.tmp")\n', "    temporary = folder\n",
         "tests/test_storage.py tests/test_checkpoint.py",
