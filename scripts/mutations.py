@@ -29,7 +29,10 @@ class Mutation:
 
 
 MUTATIONS = (
-    Mutation("no fsync", "storage.py", "        os.fsync(file.fileno())\n", "", "tests/test_storage.py tests/test_power.py"),
+    Mutation(
+        "no fsync", "storage.py", '        watch("sync", path)\n        os.fsync(file.fileno())\n', "",
+        "tests/test_storage.py tests/test_power.py",
+    ),
     Mutation(
         "no rename", "storage.py", '    temporary = folder.with_name(f".{folder.name}.tmp")\n', "    temporary = folder\n",
         "tests/test_storage.py tests/test_checkpoint.py",
@@ -48,7 +51,8 @@ MUTATIONS = (
         "tests/test_resume.py -k resumed_equals_uninterrupted",
     ),
     Mutation(
-        "average not restored", "trainer.py", '            self.shadow.load_state_dict(start.tensors("average"))\n', "",
+        "average not restored", "trainer.py", '"weights": self.objective, **self.averages()}.items():\n                held',
+        '"weights": self.objective}.items():\n                held',
         "tests/test_resume.py -k resumed_equals_uninterrupted",
     ),
     Mutation(
@@ -64,8 +68,8 @@ MUTATIONS = (
     ),
     Mutation(
         "non-finite check after the optimizer", "trainer.py",
-        "        if self.guard.accepts(step, batch.ids, losses, norm):\n",
-        "        self.scaler.step(self.optimizer)\n        if self.guard.accepts(step, batch.ids, losses, norm):\n",
+        "        if self.guard.accepts(",
+        "        self.scaler.step(self.optimizer)\n        if self.guard.accepts(",
         "tests/test_guard.py -k bad_step",
     ),
     Mutation(

@@ -279,6 +279,11 @@ def test_a_choice_is_judged_by_pairs_of_seeds(tmp_path: Path) -> None:
         choices.cases_of(tmp_path)
 
 
+@pytest.mark.parametrize("mutation", load("mutations").MUTATIONS, ids=lambda mutation: mutation.name)
+def test_what_mutations_break_is_still_there(mutation) -> None:
+    assert (SCRIPTS.parent / "diffusion_cli" / mutation.file).read_text(encoding="utf-8").count(mutation.old) == 1
+
+
 def test_a_step_of_several_cards_is_the_formula() -> None:
     scaling = load("scaling")
     assert scaling.step(3.0, 10**9, 1, 1e9) == 3.0, "a single card exchanges nothing"
