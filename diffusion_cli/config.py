@@ -352,8 +352,7 @@ def _pairs(node: Mapping[str, Any]) -> list[str]:
             "picture is left to divide by): choose prediction=v, x0, flow or edm, or another schedule"
         )
     wrong += _stages(node)
-    term, learns = node["objective"].get("term"), "diffusion_cli.losses.hybrid.Hybrid"
-    learned = term is not None and learns in target_of(term, "objective.term", node["trust"]).lineage
+    learned = (node["objective"].get("term") or {}).get("_target_") == "diffusion_cli.losses.Hybrid"
     if learned and "variance_channels" not in target_of(node["model"], "model", node["trust"]).parameters:
         wrong.append(
             f"objective/term=hybrid needs a network that says variances, and {node['model']['_target_'].rpartition('.')[2]} "
