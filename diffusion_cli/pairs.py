@@ -48,30 +48,16 @@ def impossible(node: Mapping[str, Any]) -> list[str]:
             "picture is left to divide by): choose prediction=v, x0, flow or edm, or another schedule"
         )
     wrong += _stages(node)
-    wrong += _variances(node)
+    learned = (node["objective"].get("term") or {}).get("_target_") == "diffusion_cli.losses.Hybrid"
+    if learned and "variance_channels" not in target_of(node["model"], "model", node["trust"]).parameters:
+        wrong.append(
+            f"objective/term=hybrid needs a network that says variances, and {node['model']['_target_'].rpartition('.')[2]} "
+            "says none (its constructor has no variance_channels): choose model=unet, unet_attn, dit or another that does"
+        )
     grid = sampler["grid"]
     if "table" in grid and sampler["steps"] > grid["table"]:
         wrong.append(f"sampler.steps is {sampler['steps']}, but sampler.grid.table has only {grid['table']} indices")
     return wrong
-
-
-def _variances(node: Mapping[str, Any]) -> list[str]:
-    """What is wrong with learned variances."""
-    term, sampler = node["objective"].get("term"), node["sampler"]
-    learned = (
-        term is not None and "diffusion_cli.losses.hybrid.Hybrid" in target_of(term, "objective.term", node["trust"]).lineage
-    )
-    if learned and "variance_channels" not in target_of(node["model"], "model", node["trust"]).parameters:
-        name = node["model"]["_target_"].rpartition(".")[2]
-        return [
-            f"objective/term=hybrid needs a network that says the variance of a step, and {name} says none (its constructor "
-            "has no variance_channels): choose model=unet, unet_attn, dit or another that does"
-        ]
-    if sampler.get("variance") == "learned" and not learned:
-        return [
-            "sampler.variance=learned: a variance is learned with objective/term=hybrid alone; add it, or choose small or large"
-        ]
-    return []
 
 
 def _stages(node: Mapping[str, Any]) -> list[str]:
