@@ -5,6 +5,7 @@
 
 import copy
 import importlib.util
+import os
 import sys
 import time
 import types
@@ -131,6 +132,7 @@ def denoising_diffusion(name: str, width: int, data: Data) -> Learner:
 
 
 def k_diffusion(name: str, data: Data) -> Learner:
+    os.environ["K_DIFFUSION_USE_COMPILE"] = "0"  # in its favour: compiling takes longer than some marks, in every judge again
     found = importlib.util.find_spec("k_diffusion")
     assert found is not None
     package = types.ModuleType("k_diffusion")  # without its __init__, which imports CLIP, clean-fid and wandb for nothing here
