@@ -165,11 +165,7 @@ class DDPMpp(Network):
 
     def _initialise(self) -> None:
         """Glorot-uniform weights, zero biases, and zero for the last convolution of every branch and of the network."""
-        for part in self.modules():
-            if isinstance(part, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
+        self.glorot()
         for part in self.modules():
             if isinstance(part, ScaledBlock):
                 nn.init.zeros_(part.conv2.weight)

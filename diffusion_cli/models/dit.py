@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from diffusion_cli.models.network import Network
-from diffusion_cli.models.texts import CrossAttention, Text, TextEmbedding
+from diffusion_cli.models.texts import CrossAttention, Text
 from diffusion_cli.models.time_embedding import TimeEmbedding, sinusoids
+from diffusion_cli.models.told import Told
 from diffusion_cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Rate
 
 TIME_WAVES = 256  # width of the sinusoids of time, the same for every size of the paper
@@ -104,7 +104,7 @@ class AdaptiveBlock(nn.Module):
         return x + gate2[:, None, :] * self.mlp(modulate(self.norm2(x), shift2, scale2))  # [B, N, D]
 
 
-class PatchTransformer(Network):
+class PatchTransformer(Told):
     """Patches through blocks that are told of time and condition, and back. patches_in: of a patch's numbers to the width;
     block: makes one. Gates and the output start at zero. ValueError: patches that do not tile the picture."""
 
@@ -132,10 +132,7 @@ class PatchTransformer(Network):
         self.patch_size, self.width = patch_size, width
         self.rows = image_size // patch_size
         self.patches_in = patches_in
-        self.time_embedding = TimeEmbedding(TIME_WAVES, width, "cos_sin", time_shift, two_times)
-        self.class_embedding = self.class_table(width)
-        self.augment_embedding = self.augment_table(width)
-        self.text_embedding = TextEmbedding(text_width, width) if text_width else None
+        self.hear(TimeEmbedding(TIME_WAVES, width, "cos_sin", time_shift, two_times), width)
         self.blocks = nn.ModuleList(block() for _ in range(depth))
         self.norm_out = norm_out
         self.modulation_out = nn.Linear(width, 2 * width)
@@ -143,17 +140,7 @@ class PatchTransformer(Network):
         self._initialise()
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
-        c = self.time_embedding(time)  # [B, D]
-        text = None
-        if self.text_embedding is not None:
-            text, pooled = self.text_embedding(cond)
-            c = c + pooled  # [B, D]
-        elif (labels := self.labels(x, cond)) is not None:
-            c = c + self.class_embedding(labels)  # [B, D]
-        if augment is not None:
-            c = c + self.augment_embedding(augment)  # [B, D]
-        c = nnf.silu(c)  # [B, D]: once, for all blocks
-
+        c, text = self.heard(x, time, cond, augment)  # [B, D]
         # Computed, not stored: a fixed table is no weight, and a buffer would be lost on the meta device.
         place = positions(self.rows, self.width, x.device)  # [N, D]
         h = self.patches_in(cut(x, self.patch_size)) + place  # [B, N, D]
@@ -165,11 +152,7 @@ class PatchTransformer(Network):
 
     def _initialise(self) -> None:
         """Glorot-uniform everywhere; 0.02 for the embeddings; zero for the modulations and the output."""
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
+        self.glorot()
         nn.init.normal_(self.time_embedding.linear1.weight, std=0.02)
         nn.init.normal_(self.time_embedding.linear2.weight, std=0.02)
         if self.class_embedding is not None:

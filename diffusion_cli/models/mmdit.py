@@ -117,10 +117,7 @@ class MMDiT(Network):
 
     def _initialise(self) -> None:
         """As DiT: Glorot-uniform everywhere; 0.02 for the embedding of time; zero for the modulations and the output."""
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
-                nn.init.zeros_(part.bias)
+        self.glorot()
         nn.init.normal_(self.time_embedding.linear1.weight, std=0.02)
         nn.init.normal_(self.time_embedding.linear2.weight, std=0.02)
         zero = [*(stream.modulation for block in self.blocks for stream in (block.picture, block.text))]

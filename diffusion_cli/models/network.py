@@ -84,6 +84,14 @@ class Network(nn.Module, ABC):
         """A vector for each number that says how a picture was moved; None where no such thing is told."""
         return nn.Linear(self.augment_width, width, bias=False) if self.augment_width else None
 
+    def glorot(self) -> None:
+        """Glorot-uniform weights of all linear and convolutional layers, and biases of zero."""
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(part.weight)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+
 
 def check_halvings(image_size: int, halvings: int, reason: str, instead: str) -> None:
     """ValueError unless the size can be halved so often. reason, instead: what asks for it and what would ask for less."""

@@ -25,10 +25,11 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from diffusion_cli.models.network import Network, check_halvings
+from diffusion_cli.models.network import check_halvings
 from diffusion_cli.models.resampling import doubled, halved
-from diffusion_cli.models.texts import CrossAttention, Text, TextEmbedding
+from diffusion_cli.models.texts import CrossAttention, Text
 from diffusion_cli.models.time_embedding import TimeEmbedding
+from diffusion_cli.models.told import Told
 from diffusion_cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Rate
 
 
@@ -159,7 +160,7 @@ class Level(nn.Module):
         return x if self.resize is None else self.resize(x)
 
 
-class UNet(Network):
+class UNet(Told):
     """Levels of width * multipliers[i] channels, each of half the size of the one before.
 
     attention_levels: the levels with attention after each block, 0 being the full size (the middle always has it).
@@ -202,10 +203,7 @@ class UNet(Network):
         self.patch_size = patch_size
         _check(image_size // patch_size, width, multipliers, attention_levels, head_width, groups)
         emb_width = 4 * width
-        self.time_embedding = TimeEmbedding(width, emb_width, time_order, time_shift, two_times)
-        self.class_embedding = self.class_table(emb_width)
-        self.augment_embedding = self.augment_table(emb_width)
-        self.text_embedding = TextEmbedding(text_width, emb_width) if text_width else None
+        self.hear(TimeEmbedding(width, emb_width, time_order, time_shift, two_times), emb_width)
 
         def residual_block(c_in: int, c_out: int, way: str = "") -> ResidualBlock:
             return ResidualBlock(c_in, c_out, emb_width, groups, norm_eps, dropout, time == "scale_shift", way)
@@ -253,17 +251,7 @@ class UNet(Network):
         self._initialise()
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
-        emb = self.time_embedding(time)  # [B, E]
-        text = None
-        if self.text_embedding is not None:
-            text, pooled = self.text_embedding(cond)
-            emb = emb + pooled  # [B, E]
-        elif (labels := self.labels(x, cond)) is not None:
-            emb = emb + self.class_embedding(labels)  # [B, E]
-        if augment is not None:
-            emb = emb + self.augment_embedding(augment)  # [B, E]
-        emb = nnf.silu(emb)  # [B, E]: once, for all blocks
-
+        emb, text = self.heard(x, time, cond, augment)  # [B, E]
         h = self.conv_in(nnf.pixel_unshuffle(x, self.patch_size))  # [B, width, H / p, W / p]
         skips = [h]
         for level in self.down:
@@ -282,11 +270,7 @@ class UNet(Network):
         return nnf.pixel_shuffle(self.conv_out(nnf.silu(self.norm_out(h))), self.patch_size)  # [B, C, H, W]
 
     def _initialise(self) -> None:
-        for part in self.modules():
-            if isinstance(part, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
+        self.glorot()
         for part in self.modules():
             if isinstance(part, ResidualBlock):
                 nn.init.zeros_(part.conv2.weight)

@@ -87,10 +87,7 @@ class UNetGated(Network):
             GatedBlock((bottom_channels if i == 0 else width) + width, width, time_width) for i in range(levels)
         )
         self.conv_out = nn.Conv2d(width, channels, 1)
-        for part in self.modules():
-            if isinstance(part, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
-                nn.init.zeros_(part.bias)
+        self.glorot()
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
         labels = self.labels(x, cond)
