@@ -1,7 +1,8 @@
 """What a network is told of a picture beside its pixels, as one vector for all of its blocks.
 
-emb = silu(time + class or mean of a text + how the picture was moved)          Ho and Salimans 2022; Saharia et al. 2022,
-                                                                                section 2.3; Karras et al. 2022, appendix F.2
+    emb = silu(time + class, or mean of a text + how the picture was moved)
+
+Ho and Salimans 2022; Saharia et al. 2022, section 2.3; Karras et al. 2022, appendix F.2.
 """
 
 import torch.nn.functional as nnf
