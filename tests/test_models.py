@@ -41,7 +41,52 @@ SMALLER = {  # of some the whole is counted alone: here, and in tests/test_conve
     "uvit": {"width": 32, "depth": 5, "heads": 2},
     "transformer": {"width": 32, "depth": 2, "heads": 2},
 }
-FACTS = list(config.FACTS[:-1])  # the last, a vocabulary, is CLIP's
+FACTS = list(config.FACTS[:-1])  # said by the program; the last, a vocabulary, is CLIP's
+NULL = 5  # the classes of the conditional networks here, and so the index of the null label
+
+every_option = pytest.mark.parametrize("option", OPTIONS)
+
+
+@lru_cache
+def node(option: str) -> dict:
+    """The option's YAML, with what it inherits, as a plain dict."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return OmegaConf.to_container(compose(overrides=[f"+model={option}"]).model)
+
+
+def make(option: str, channels: int, size: int, classes: int = 0, **changes) -> Network:
+    keys = {**node(option), **SMALLER.get(option, {}), **({"text_width": 6} if option in READERS else {}), **changes}
+    torch.manual_seed(0)
+    return getattr(models, keys.pop("_target_").rpartition(".")[2])(channels, size, classes, **keys)
+
+
+def test_every_option_is_a_network_or_something_else_that_is_known() -> None:
+    for option in [*OPTIONS, *OTHERS]:
+        base = OTHERS.get(option, Network)
+        assert issubclass(getattr(models, node(option)["_target_"].rpartition(".")[2]), base), option
+
+
+def stir(network: nn.Module, seed: int = 1) -> nn.Module:
+    """Away from the zeros of a fresh network, which hide what lies behind them."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def batch(channels: int, size: int, count: int = 2, seed: int = 2):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, channels, size, size, generator=generator)
+    return x, 1000 * torch.rand(count, generator=generator)
+
+
+def told(network: Network, *labels: int) -> torch.Tensor | None:
+    """The labels [B], or for a reader a text [B, 4, D] for each of them, some with padding; None: without either."""
+    if network.text_width:
+        words = torch.randn(NULL + 1, 4, network.text_width, generator=torch.Generator().manual_seed(4))
+        words[::3, 2:], words[::2, 0] = 0, 0
+        return words[list(labels)]
     return torch.tensor(labels) if network.num_classes else None
 
 
