@@ -42,6 +42,7 @@ from diffusion_cli.status import note_failure
 
 PULSE = 0.5  # seconds
 SHORT = 2.0  # seconds of patience when a collective has broken already
+LEAVE = 5  # seconds from an error to the end of the process
 LONGEST = timedelta(minutes=30)  # that a collective may wait, for a process that lives: the first one may be evaluating
 CAUTIOUS = 2  # first steps, in which memory may turn out too small: the second one has the optimizer's state too
 _BROKEN = re.compile(r"gloo|nccl|connection|peer|timed out|broken pipe|store", re.IGNORECASE)
@@ -324,6 +325,8 @@ class Several(Group):
         where = f"rank {self.me.rank} of {self.me.world}, step {self.step:,}"
         mine = json.dumps({"rank": self.me.rank, "code": code, "said": f"{where}: {said}"})
         self.over.set()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(LEAVE)  # the interpreter's end may wait for gloo's threads for ever, and torchrun for that half a minute
         with suppress(RuntimeError):
             first = json.loads(self.store.compare_set("end", "", mine))
             time.sleep(2 * PULSE)  # for all to read it, where the store ends with this process
