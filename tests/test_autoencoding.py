@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from tiny import compose, figures, hashes, stopped, train
 from torch import Tensor
 
-from diffusion_cli import config
+from diffusion_cli import config, pairs
 from diffusion_cli.assembly import Facts, objective_of
 from diffusion_cli.codecs import Codec, Latent, Pixels
 from diffusion_cli.data import Batch, Pictures
@@ -331,6 +331,6 @@ def test_a_network_that_cannot_be(words: dict[str, Any], said: str) -> None:
 def test_diffusers_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     there = importlib.util.find_spec
     node = compose(*KL)
-    monkeypatch.setattr(config, "find_spec", lambda name: None if name == "diffusers" else there(name))
+    monkeypatch.setattr(pairs, "find_spec", lambda name: None if name == "diffusers" else there(name))
     with pytest.raises(ConfigError, match=r"diffusers: pip install 'diffusion-cli\[diffusers\]'"):
         config.check_train(node)

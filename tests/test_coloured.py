@@ -90,9 +90,9 @@ def test_what_needs_white_noise_says_so(tmp_path: Path) -> None:
     for to in ("diffusers", "onnx"):
         with pytest.raises(ConfigError, match="coloured"):
             export(config.check_export(compose(f"ckpt={run}", f"to={to}", primary="export")))
-    settings = config.check_evaluate(compose(f"ckpt={run}", "metrics=[bits]", primary="evaluate")).root
+    wanted = config.check_evaluate(compose(f"ckpt={run}", "metrics=[bits]", primary="evaluate"))
     with pytest.raises(ConfigError, match="white Gaussian noise"):
-        of_pictures(find(run), dataset_of(find(run), None), settings, choose("cpu", "fp32", False, print))
+        of_pictures(find(run), dataset_of(find(run), None), wanted, choose("cpu", "fp32", False, print))
 
 
 def test_eps_is_refused_where_the_base_ends_in_noise() -> None:

@@ -10,7 +10,7 @@ from captioned import written
 from PIL import Image
 from tiny import compose, figures, hashes, stopped, train
 
-from diffusion_cli import config
+from diffusion_cli import config, pairs
 from diffusion_cli.assembly import Facts, objective_of
 from diffusion_cli.conditioning import learned
 from diffusion_cli.data import Batch, Pictures
@@ -252,7 +252,7 @@ def test_bad_values_are_said(word: str, said: str) -> None:
 
 
 def test_missing_packages_are_said_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = config.find_spec
-    monkeypatch.setattr(config, "find_spec", lambda name: None if name == "tokenizers" else original(name))
+    original = pairs.find_spec
+    monkeypatch.setattr(pairs, "find_spec", lambda name: None if name == "tokenizers" else original(name))
     with pytest.raises(ConfigError, match=r"tokenizers is not installed.*pip install 'diffusion-cli\[text\]'"):
         made()
