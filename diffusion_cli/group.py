@@ -88,6 +88,7 @@ class Group:
         self.step = 0
         self.folder: Path | None = None
         self.watch: AbstractContextManager[object] = nullcontext()
+        self.speaking = threading.Lock()  # who writes how the run ended
 
     def decide(self, number: int, *words: bool) -> tuple[int, ...]:
         """The largest number of all, and the words of the first process."""
@@ -180,8 +181,9 @@ class Group:
         if self.me.world > 1:
             time.sleep(2 * PULSE)  # for who spoke, and for all to read it
         speaks = self.me.first or (self.me.rank == 1 and said.startswith(self._gone(0).partition(",")[0]))
-        if self.folder is not None and speaks:  # last, for the other thread may have noted what broke
+        if self.folder is not None and speaks:
             with suppress(StorageError):
+                self.speaking.acquire()  # for good: the last word, where the other thread noted what broke by this
                 note_failure(self.folder, said, "preempted" if code > 128 else "failed", code=code)
         if pid is not None and _is_sibling(pid):  # else torchrun would wait half a minute for one that is stopped
             with suppress(OSError):

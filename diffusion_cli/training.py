@@ -154,7 +154,7 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
         _say_next(folder, objective)
         return figures
     except BaseException as error:
-        with suppress(StorageError):  # the disk that is full is so for this too: what is said is the first error
+        with group.speaking, suppress(StorageError):  # the disk that is full is so for this too: the first error is said
             run.status(
                 "preempted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed",
                 status_of(folder).get("step", step),

@@ -186,7 +186,7 @@ def test_next_step_walked_on_its_own_grid_gives_exactly_what_the_network_says(sc
 class Told(nn.Module):
     """A network that knows the answer, and remembers what it was asked."""
 
-    hint_channels, text_width, two_times = 0, 0, False
+    hint_channels, text_width, variance_channels, two_times = 0, 0, 0, False
 
     def __init__(self, answer):
         super().__init__()
