@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.tensorboard import FileWriter, SummaryWriter, summary
 
 from diffusion_cli import drawing, storage
 from diffusion_cli.distributed import process
+from diffusion_cli.errors import StorageError
 from diffusion_cli.status import check_own, locked, write_status
 from diffusion_cli.status import status_of as status_of
 
@@ -107,7 +108,8 @@ class Run:
         folder = self.folder / "tensorboard"
         with self._board_failing():
             for earlier in folder.glob("*.final"):
-                earlier.unlink()
+                with suppress(StorageError):
+                    storage.remove_file(earlier)
             file = FileWriter(str(folder), filename_suffix=".final")
             for row in (*summary.hparams(plain, final), *(summary.scalar(tag, value) for tag, value in final.items())):
                 file.add_summary(row, step)
