@@ -87,18 +87,6 @@ class Denoiser(nn.Module):
         hint: Tensor | None = None,
         augment: Tensor | None = None,
         s: Tensor | None = None,
-    ) -> Tensor:
-        """F [B, C, H, W] alone."""
-        return self.outputs(x, t, cond, hint, augment, s)[0]
-
-    def outputs(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Tensor | None = None,
-        hint: Tensor | None = None,
-        augment: Tensor | None = None,
-        s: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The network's raw F [B, C, H, W], and v of the same shape where it says one: the logarithm of a step's variance lies
         v of the way from the posterior's to that of the whole step (losses/hybrid.py). A network without hint_channels is not
@@ -123,7 +111,7 @@ class Denoiser(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, cond: Tensor | None = None, hint: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        F, v = self.outputs(x, t, cond, hint, augment)
+        F, v = self.output(x, t, cond, hint, augment)
         if self.note is not None and v is not None:
             self.note(v)
         return self.prediction.decode(F, x, t)[0]

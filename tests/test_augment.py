@@ -128,9 +128,9 @@ def test_the_network_is_told_and_told_nothing_is_as_none(network: str) -> None:
         for p in made.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
         x, t = torch.randn(4, 1, 8, 8), torch.full((4,), 0.5)
-        plain = made.denoiser.output(x, t)
-        assert torch.equal(plain, made.denoiser.output(x, t, augment=torch.zeros(4, WIDTH)))
-        assert not torch.equal(plain, made.denoiser.output(x, t, augment=torch.ones(4, WIDTH)))
+        plain = made.denoiser.output(x, t)[0]
+        assert torch.equal(plain, made.denoiser.output(x, t, augment=torch.zeros(4, WIDTH))[0])
+        assert not torch.equal(plain, made.denoiser.output(x, t, augment=torch.ones(4, WIDTH))[0])
     losses, _ = made.loss(Batch(torch.rand(4, 1, 8, 8), None, torch.arange(4)), source(4))
     losses.sum().backward()
     assert made.denoiser.network.augment_embedding.weight.grad.abs().sum() > 0

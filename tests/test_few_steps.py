@@ -213,7 +213,7 @@ def test_the_target_of_mean_flows_is_that_of_finite_differences() -> None:
         given, h = lesson(made, t), 1e-5
         v = given.noise - given.x0
         for s in (0.3 * t, t):
-            along = lambda e, s=s, v=v, given=given, made=made: made.output(given.x + e * v, t + e, s=s)  # noqa: E731
+            along = lambda e, s=s, v=v, given=given, made=made: made.output(given.x + e * v, t + e, s=s)[0]  # noqa: E731
             du = (along(h) - along(-h)) / (2 * h)
             wanted = v - (t - s)[:, None, None, None] * du if (s < t).all() else v
             close(MeanFlow().target(given, s), wanted, 1e-6)
@@ -225,7 +225,7 @@ def test_the_exact_average_velocity_is_a_fixed_point_of_mean_flows() -> None:
     t = torch.linspace(0.15, 0.95, 30, dtype=torch.float64)
     given = lesson(made, t).towards(DATA.denoise(Flow())(lesson(made, t).x, t))
     s = 0.4 * t
-    close(MeanFlow().target(given, s), made.output(given.x, t, s=s).double(), 2e-5)
+    close(MeanFlow().target(given, s), made.output(given.x, t, s=s)[0].double(), 2e-5)
 
 
 def test_two_times_are_drawn_in_order_and_some_are_one() -> None:
@@ -279,7 +279,7 @@ def test_a_network_of_one_time_becomes_one_of_two(network: type[Network]) -> Non
         torch.manual_seed(1)
         with torch.no_grad():
             v = noise - x0
-            along.append(given.denoiser.output(given.x + e * v, given.t + e, labels, s=time / 2000))
+            along.append(given.denoiser.output(given.x + e * v, given.t + e, labels, s=time / 2000)[0])
     wanted = v - (time / 2000)[:, None, None, None] * (along[0] - along[1]) / 2e-4
     assert float((target - wanted).abs().max()) < 0.02 * float((wanted - v).abs().max()), "the same dropout, too"
 

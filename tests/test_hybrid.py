@@ -170,7 +170,7 @@ def test_the_bound_reaches_v_alone() -> None:
     )
     t, _ = made.criterion.draw(made.denoiser.schedule, source)
     noise = torch.randn(8, 1, 8, 8)
-    F, v = made.denoiser.outputs(made.denoiser.schedule.mix(batch.x, noise, t), t)
+    F, v = made.denoiser.output(made.denoiser.schedule.mix(batch.x, noise, t), t)
     assert F.shape == v.shape == batch.x.shape and network.conv_out.weight.shape[0] == 2
     assert made.term is not None and not made.coupled
     added = made.term(Told(batch.x, noise, t, t, F, [], v), made.denoiser.prediction, made.criterion)
@@ -257,8 +257,8 @@ def test_training_goes_on_with_a_variance_and_without(way: str, run: Path, tmp_p
     begin(made, found, None, found.config["facts"])
     one, two = load_denoiser(found, "ema"), made.denoiser.eval()
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([0.1, 0.5, 1.0])
-    close(one.output(x, t), two.output(x, t), 1e-6)
-    v = two.outputs(x, t)[1]
+    close(one.output(x, t)[0], two.output(x, t)[0], 1e-6)
+    v = two.output(x, t)[1]
     assert (v is None) if way == "from" else bool((v == 0.5).all())
 
 
@@ -269,9 +269,9 @@ def test_a_run_is_exported_and_read_again(run: Path, tmp_path: Path) -> None:
     assert pipeline.scheduler.config.variance_type == "learned_range" and pipeline.unet.config.out_channels == 2
     one, two = (load_denoiser(find(place), "ema") for place in (run, tmp_path / "it"))
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([0.1, 0.5, 1.0])
-    for ours_, theirs in zip(one.outputs(x, t), two.outputs(x, t), strict=True):
+    for ours_, theirs in zip(one.output(x, t), two.output(x, t), strict=True):
         close(ours_, theirs, 1e-6)
     assert pipeline(batch_size=1, num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
     mean = Model(find(run), one, config.check_export(compose(f"ckpt={run}", "to=onnx", primary="export"))).of_mean().denoiser
     assert mean.network.variance_channels == 0
-    close(mean.output(x, t), one.output(x, t), 1e-6)
+    close(mean.output(x, t)[0], one.output(x, t)[0], 1e-6)

@@ -176,7 +176,7 @@ class Denoising(Objective):
         x = schedule.mix(x0, noise, t)
         hint = self._hint(x, t, told, moved, source)
         with nullcontext([]) if self.term is None else self.term.listening(self.network) as heard:
-            F, v = self.denoiser.outputs(x, t, told, hint, moved)
+            F, v = self.denoiser.output(x, t, told, hint, moved)
         loss = self.criterion(F, prediction.target(x0, noise, t), t, correction, prediction)  # [B]
         tallies = {"loss_by_noise": by_noise(t, loss.detach())}
         if self.term is not None:

@@ -42,7 +42,7 @@ class MeanFlow(Method):
     def loss(self, lesson: Lesson) -> Tensor:
         t, s = self.two(lesson)
         lesson = replace(lesson, t=t)
-        F = lesson.denoiser.output(lesson.x, t, lesson.told, s=s)
+        F = lesson.denoiser.output(lesson.x, t, lesson.told, s=s)[0]
         return lesson.criterion(F, self.target(lesson, s), t, lesson.correction, lesson.denoiser.prediction)
 
     def two(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
@@ -57,6 +57,6 @@ class MeanFlow(Method):
         x, t, v = lesson.x, lesson.t, lesson.noise - lesson.x0
         plain = torch.autocast(x.device.type, enabled=False)
         with aside(x.device), plain, sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
-            u = lambda x, t: lesson.denoiser.output(x, t, lesson.told, s=s)  # noqa: E731
+            u = lambda x, t: lesson.denoiser.output(x, t, lesson.told, s=s)[0]  # noqa: E731
             du = torch.func.jvp(u, (x, t), (v, torch.ones_like(t)))[1]
         return v - (t - s)[:, None, None, None] * du

@@ -56,7 +56,7 @@ class Lesson:
     def loss(self) -> Tensor:
         """[B]: the loss of a denoiser on this x0 and noise."""
         prediction = self.denoiser.prediction
-        F = self.denoiser.output(self.x, self.t, self.told)
+        F = self.denoiser.output(self.x, self.t, self.told)[0]
         return self.criterion(F, prediction.target(self.x0, self.noise, self.t), self.t, self.correction, prediction)
 
 
