@@ -1,5 +1,6 @@
 """What every test shares: one thread, no network, examples that do not depend on how busy the machine is."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+os.register_at_fork(after_in_child=gc.freeze)  # what other tests left to be collected may have threads, which a child has not
 
 # deadline: a shared machine is slow now and then; derandomize: a red CI is red again when it is run again.
 settings.register_profile("house", deadline=None, print_blob=True, derandomize="CI" in os.environ)

@@ -23,7 +23,7 @@ from diffusion_cli.assembly import objective_of, rehearse
 from diffusion_cli.data import Batch
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError
-from diffusion_cli.exporting.parcel import Model
+from diffusion_cli.exporting.parcel import MEAN_ALONE, Model
 from diffusion_cli.finding import find, load_denoiser
 from diffusion_cli.guidance import CFG, Unguided
 from diffusion_cli.initial import begin
@@ -272,6 +272,9 @@ def test_a_run_is_exported_and_read_again(run: Path, tmp_path: Path) -> None:
     for ours_, theirs in zip(one.output(x, t), two.output(x, t), strict=True):
         close(ours_, theirs, 1e-6)
     assert pipeline(batch_size=1, num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
+    asked(run, "to=torch_export", f"out={tmp_path / 'graph'}")
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("it", "graph")]
+    assert [MEAN_ALONE in card for card in cards] == [False, True]
     mean = Model(find(run), one, config.check_export(compose(f"ckpt={run}", "to=onnx", primary="export"))).of_mean().denoiser
     assert mean.network.variance_channels == 0
     close(mean.output(x, t)[0], one.output(x, t)[0], 1e-6)

@@ -21,7 +21,7 @@ from diffusion_cli.errors import ConfigError
 from diffusion_cli.exporting import diffusers_models, diffusers_schedulers
 from diffusion_cli.exporting.diffusers_beside import texts_of, vae_of
 from diffusion_cli.exporting.diffusers_schedulers import Peer
-from diffusion_cli.exporting.parcel import Model, Parcel
+from diffusion_cli.exporting.parcel import MEAN_ALONE, Model, Parcel
 from diffusion_cli.models import UNet
 from diffusion_cli.pretrained.files import FACTS
 from diffusion_cli.samplers import Sampler
@@ -48,7 +48,7 @@ def diffusers(model: Model) -> Parcel:
     pixels = stages.codec.bounded
     varied = sampler.varied and pixels and type(model.denoiser.network) is UNet
     peer = diffusers_schedulers.peer_of(model.denoiser.prediction, sampler.clip and pixels, varied)
-    model = model if peer.name == "DDPMScheduler" else model.of_mean()
+    whole, model = model, model if peer.name == "DDPMScheduler" else model.of_mean()
     network = diffusers_models.peer_of(model.denoiser.network, model.node["model"], label_of(model))
     scheduler = getattr(diffusers, peer.name)(**peer.config)
     pipeline = pipeline_for(network, peer, not pixels)
@@ -70,7 +70,7 @@ def diffusers(model: Model) -> Parcel:
         files = {path.relative_to(place).as_posix(): path.read_bytes() for path in paths}
     files[FACTS] = _facts(model)
     use = _of_pipeline(model, network, peer, pipeline) if pipeline else _of_parts(model, network, peer, part)
-    limits = tuple(filter(None, (peer.note, _LIMITS.get(pipeline or ""))))
+    limits = tuple(filter(None, (peer.note, _LIMITS.get(pipeline or ""), None if model is whole else MEAN_ALONE)))
     tag = (f"diffusers:{pipeline}",) if pipeline else ()
     return Parcel(files, use, "diffusers", ("safetensors", *tag), limits)
 

@@ -19,7 +19,7 @@ import torch
 
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.exporting.moves import loop, walk_of
-from diffusion_cli.exporting.parcel import Model, Parcel
+from diffusion_cli.exporting.parcel import MEAN_ALONE, Model, Parcel
 from diffusion_cli.exporting.parts import Part, beside, network_of
 from diffusion_cli.stages import stages_of
 
@@ -85,10 +85,10 @@ def _files(
     model: Model, traced: Callable[[Part], dict[str, bytes]], tracer: str
 ) -> tuple[dict[str, bytes], list[Part], tuple[str, ...]]:
     """All files, the parts that became graphs, and what is lacking."""
-    model = model.of_mean()  # the walk beside it asks for no more
+    whole, model = model, model.of_mean()  # the walk beside it asks for no more
     stages = stages_of(model.found, model.settings.trust)
     files: dict[str, bytes] = {"walk.json": json.dumps(walk_of(model), indent=1, allow_nan=False).encode()}
-    parts, limits = [], []
+    parts, limits = [], [] if model is whole else [MEAN_ALONE]
     for part in (network_of(model), *beside(model, stages)):
         try:
             if part.name == "texts":

@@ -8,6 +8,8 @@ from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.settings import Export
 
+MEAN_ALONE = "Without what the network has learned of variances: its steps are those of a fixed variance, or have no noise."
+
 
 @dataclass(frozen=True)
 class Model:
