@@ -57,8 +57,12 @@ class Source:
     def at(self, step: int) -> "Source":
         return replace(self, step=step)
 
+    def key(self, stream: str) -> int | Tensor:
+        """What tells the draws of this seed, stream and step from all others: 64 bits."""
+        return _signed(word_of(self.seed, stream, self.step) << 1)
+
     def _words(self, stream: str, count: int) -> Tensor:
-        key = _mix(self.slots * _GAMMA + _signed(word_of(self.seed, stream, self.step) << 1))  # [B]
+        key = _mix(self.slots * _GAMMA + self.key(stream))  # [B]
         element = torch.arange(1, count + 1, device=self.slots.device)  # [count]
         return _mix(key[:, None] + element * _GAMMA)  # [B, count]
 

@@ -69,6 +69,7 @@ class Train:
     compile: bool | Literal["auto"]
     convolutions: Literal["auto", "torch", "winograd"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
+    cuda_graph: bool | Literal["auto"]
     recompute: bool
     profile: bool
     resume: Literal["auto", "always", "never"]
@@ -223,7 +224,8 @@ class Plan:
 
 # what may change between two launches of the same run; all else is frozen
 _FREE = re.compile(
-    r"name|device|compile|convolutions|precision|recompute|profile|resume|preview|outputs|trust|(distributed|sampler|guidance)\b.*"
+    r"name|device|compile|convolutions|precision|cuda_graph|recompute|profile|resume|preview|outputs|trust"
+    r"|(distributed|sampler|guidance)\b.*"
     r"|objective\.(cache|method\.teacher)"
     r"|dataset\.(path|workers|memory)|features\b.*"
     r"|trainer\.(steps|images|minutes|keep|preview|evaluate|metrics|metrics_n|best|patience|stall|\w+_every)"

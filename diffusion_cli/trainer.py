@@ -19,11 +19,13 @@ from tqdm import tqdm
 
 from diffusion_cli import averages, checkpoint, ema, storage
 from diffusion_cli.best import Best
+from diffusion_cli.capture import Lessons, Record
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.collectives import gathered, local
 from diffusion_cli.data import Batch, Batches, Pictures
 from diffusion_cli.devices import Compute
 from diffusion_cli.errors import ConfigError, NumericError, Stopped, StorageError, advising_on_memory
+from diffusion_cli.gradients import Gradients
 from diffusion_cli.group import Group
 from diffusion_cli.guard import Diverged, Guard
 from diffusion_cli.objectives import Objective, Tally
@@ -56,6 +58,7 @@ class Trainer:
         config: Mapping[str, Any],
         measure: Measure | None = None,
         group: Group | None = None,
+        record: Record[Lessons] | None = None,
     ):
         self.group = group or Group()
         self.objective = objective
@@ -75,7 +78,8 @@ class Trainer:
         self.parts = Parts(self.objective, settings.accumulate, own, self.objective.coupled, self.group.lacking)
         self.guard = Guard(self.parameters, self.scaler, self.parts.undo, self.group.norm)
         self.progress = Progress()
-        self.source = Source(seed, batches.slots.to(compute.device))
+        slots = batches.slots.to(compute.device)
+        self.gradients = Gradients(self.objective, self.group, compute, self.scaler, seed, slots, record)
         self.reported: tuple[int, float] = (0, 0.0)  # step and seconds at the last report
         self.fallen_back: str | None = None  # the digest of the checkpoint that the weights were last taken back to
 
@@ -176,7 +180,7 @@ class Trainer:
         rate = self.recipe.rate(step, settings.total, settings.batch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        losses, tallies = self.parts.work(lambda parts: self.gradients(batch, parts))
+        losses, tallies = self.parts.work(lambda parts: self.gradients.of(batch, step, parts))
         self.group.average(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = self.group.clip(self.parameters, self.recipe.clip or math.inf)
@@ -190,23 +194,6 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step = step + 1
-
-    def gradients(self, batch: Batch, parts: int) -> tuple[Tensor, list[tuple[str, Tally]]]:
-        """Adds up the gradient of a batch part by part: losses [B], and the tallies of each part. It becomes that of all
-        processes with the last part."""
-        size, losses, tallies = len(batch.x) // parts, list[Tensor](), list[tuple[str, Tally]]()
-        for part in range(parts):
-            place = self.group.me.rank * parts + part  # as one process alone would have it with more parts
-            torch.manual_seed(word_of(self.seed, "dropout", self.progress.step, place))
-            here = slice(part * size, (part + 1) * size)
-            source = Source(self.seed, self.source.slots[here], self.progress.step)
-            with self.group.apart(part == parts - 1):
-                with self.compute.precision():
-                    loss, found = self.group.loss(batch.part(here), source)
-                self.scaler.scale(loss.mean() / parts).backward()
-            losses.append(loss.detach())
-            tallies += [("loss", Tally(loss.detach().sum(), torch.full_like(loss[0].detach(), size))), *found.items()]
-        return torch.cat(losses), tallies
 
     def fall_back(self, trouble: Diverged) -> None:
         """A good checkpoint instead of these weights, the newest from before the steps that were skipped just now.

@@ -14,6 +14,7 @@ from diffusion_cli import checkpoint, drawing, storage
 from diffusion_cli.assembly import Facts, Stages, adapt, objective_of, reads_texts, rehearse
 from diffusion_cli.best import Best
 from diffusion_cli.build import build
+from diffusion_cli.capture import recorder
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.conditioning.tokenizer import learned
 from diffusion_cli.data import Batches, Dataset, Pictures
@@ -52,6 +53,7 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
     began = time.perf_counter()
     node, root, settings = plan.node, plan.root, plan.trainer
     compute = choose(group.me.device(root.device), root.precision, root.compile, say, root.convolutions)
+    record = recorder(root.cuda_graph, compute, group.me.world == 1 and not root.recompute)
     dataset = build(node["dataset"], Dataset, "dataset", trust=root.trust)
     folder = Path(root.outputs) / str(root.name)
     stages = opened(node, folder, root.trust)
@@ -126,6 +128,7 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
             saved,
             watch,
             group,
+            record,
         )
         trainer.check_best([] if watch is None else watch.names)
         run.write("config.yaml", yaml.safe_dump(saved["config"], sort_keys=False).encode())

@@ -187,6 +187,7 @@ class Pair:
         import torch
 
         from diffusion_cli.build import build
+        from diffusion_cli.capture import recorder
         from diffusion_cli.data import Batches, Pictures
         from diffusion_cli.ema import EMA
         from diffusion_cli.optimizers import Optimizer
@@ -195,8 +196,11 @@ class Pair:
         node, images = self.plan.node, torch.randint(0, 256, (10_000, 3, 32, 32), dtype=torch.uint8)
         batches = Batches(Pictures(images), self.work.train, 0, flip=True, device=self.compute.device)
         recipe, average = build(node["optimizer"], Optimizer, "optimizer"), build(node["ema"], EMA, "ema")
+        record = recorder("auto", self.compute, alone=True)
         # no folder of a run and no config to save: only its step is called
-        trainer = Trainer(objective, batches, None, recipe, average, None, self.plan.trainer, self.compute, 0, {})  # type: ignore[arg-type]
+        trainer = Trainer(
+            objective, batches, None, recipe, average, None, self.plan.trainer, self.compute, 0, {}, record=record
+        )  # type: ignore[arg-type]
         endless = batches.starting_at(0)
         return lambda: trainer.step(next(endless))
 

@@ -39,6 +39,17 @@ def test_a_compiled_network_trains(tmp_path: Path) -> None:
     assert math.isfinite(figures(run)[-1]["evaluate/x0_mse"])
 
 
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_a_repeated_step_is_the_step(compiled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures, noise, dropout and rate of each step are its own (tests/test_capture.py has the same on a CPU, to the bit)."""
+    words = ("device=cuda", "precision=fp32", f"compile={compiled}", "trainer.steps=8", "trainer.report_every=1",
+             "model.dropout=0.3", "trainer.accumulate=2", "dataset.labels=true")  # fmt: skip
+    plain, run = (train(tmp_path, *words, f"cuda_graph={word}", name=f"graph_{word}") for word in ("false", "true"))
+    assert "no CUDA graph" not in capsys.readouterr().out
+    losses = [[row["train/loss"] for row in figures(one) if "train/loss" in row] for one in (plain, run)]
+    assert len(losses[0]) == 8 and losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     train(tmp_path, *GPU, "precision=fp32", "trainer.steps=4", name="parts")
     parts = train(tmp_path, *GPU, "precision=fp32", "trainer.steps=8", name="parts")

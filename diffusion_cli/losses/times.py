@@ -1,6 +1,7 @@
 """Which times are trained: distributions of t over (0, 1], drawn for a batch of counted slots."""
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ class LowDiscrepancy(Times):
     """
 
     def sample(self, schedule: Schedule, source: Source) -> Tensor:
-        offset = Source(source.seed, torch.zeros_like(source.slots), source.step).uniform("time")  # [B], all the same
+        offset = replace(source, slots=torch.zeros_like(source.slots)).uniform("time")  # [B], all the same
         steps = torch.remainder(source.slots.double() * ((5**0.5 - 1) / 2), 1).float()
         return torch.remainder(offset + steps, 1).clamp(min=1e-6)
 

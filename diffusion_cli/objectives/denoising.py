@@ -104,6 +104,7 @@ class Denoising(Objective):
             term.check(denoiser, loss)
         check_walk(denoiser, sampler)
         self.method = method
+        self.repeats = coupling is None and method is None
         self._codec, self._texts = Aside(codec), Aside(texts)
         self._teacher = Aside(teacher)
         self._latents: Callable[[Tensor, Tensor | None], Tensor] | None = None  # (ids, mirrored) [B] each

@@ -41,6 +41,7 @@ class Objective(nn.Module):
     shown = "samples"  # the drawing of `preview` to look at first
     example = "diffusion-sample ckpt={run} n=64 seed=1"  # what to do with the run when it is trained
     coupled = False  # whether the loss of a picture depends on the others of its batch
+    repeats = False  # whether a step is like the one before but for what is in tensors: it can be recorded (capture.py)
 
     def meet(self, pictures: Pictures, device: torch.device, flip: bool) -> None:
         """Told once, before the first step, which pictures `Batch.ids` are numbers of, and whether some come mirrored: what it

@@ -1,0 +1,110 @@
+"""The gradient of a batch, added up part by part; on one GPU all but the first of a process repeat a recording (capture.py).
+
+The first batch is worked off as it is: what is compiled is compiled, and memory that is too small shows. The second one is
+recorded, on the pictures of the first, and compared with itself as it is: where they differ, or where something cannot be
+recorded, a line says so and nothing is recorded any more.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from diffusion_cli.capture import Kept, Lessons, Record, Recorded
+from diffusion_cli.data import Batch
+from diffusion_cli.devices import Compute
+from diffusion_cli.group import Group
+from diffusion_cli.objectives import Objective, Tally
+from diffusion_cli.randomness import Source, word_of
+from diffusion_cli.runs import say
+
+ALIKE = 0.05  # how far a recorded loss and gradient may be off: a GPU adds up in any order, and bf16 has 8 bits
+FAINT = 1e-3  # of all gradients together: how far one may be off that is almost nothing
+
+
+class Gradients:
+    """slots [B]: the places of this process in a batch; record: how work becomes repeatable, None where it does not."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        group: Group,
+        compute: Compute,
+        scaler: torch.amp.GradScaler,
+        seed: int,
+        slots: Tensor,
+        record: Record[Lessons] | None = None,
+    ):
+        self.objective, self.group, self.compute, self.scaler, self.seed, self.slots = (
+            objective, group, compute, scaler, seed, slots,
+        )  # fmt: skip
+        self.record = record if objective.repeats else None
+        self.recorded: Recorded | None = None
+        self._last: tuple[Batch, Source] | None = None  # the first part of the batch before
+
+    def of(self, batch: Batch, step: int, parts: int) -> tuple[Tensor, list[tuple[str, Tally]]]:
+        """Adds it to that of the weights: losses [B], and the tallies of each part. It becomes that of all processes with the
+        last part."""
+        size, losses, tallies = len(batch.x) // parts, list[Tensor](), list[tuple[str, Tally]]()
+        for part in range(parts):
+            place = self.group.me.rank * parts + part  # as one process alone would have it with more parts
+            word, here = word_of(self.seed, "dropout", step, place), slice(part * size, (part + 1) * size)
+            piece, source = batch.part(here), Source(self.seed, self.slots[here], step)
+            if part == 0 and self.record is not None:
+                self._prepare(piece, source, word, parts)
+            torch.manual_seed(word)
+            with self.group.apart(part == parts - 1):
+                if self.recorded is None:
+                    loss, found = self._work(piece, source, parts)
+                else:
+                    loss, found = self.recorded(piece, source, part == 0)
+            losses.append(loss)
+            tallies += [("loss", Tally(loss.sum(), torch.full_like(loss[0], size))), *found.items()]
+        return torch.cat(losses), tallies
+
+    def _work(self, batch: Batch, source: Source, parts: int) -> Lessons:
+        with self.compute.precision():
+            loss, found = self.group.loss(batch, source)
+        self.scaler.scale(loss.mean() / parts).backward()
+        return Lessons(loss.detach(), found)
+
+    def _prepare(self, batch: Batch, source: Source, word: int, parts: int) -> None:
+        """Before the first part: makes the recording, where the part before was of the same size."""
+        if self.recorded is not None and not self.recorded.fits(batch):  # memory was too small for that one
+            self.recorded = None
+        if self.recorded is None and self._last is not None and len(self._last[0].x) == len(batch.x):
+            assert self.record is not None
+            weights, reason = [weight for weight in self.objective.parameters() if weight.requires_grad], None
+            kept = Kept(self.objective.buffers())
+            try:
+                work = lambda batch, source: self._work(batch, source, parts)  # noqa: E731
+                made = Recorded(work, weights, *self._last, self.record)
+                kept.back()
+                self.objective.zero_grad(set_to_none=True)
+                found = []
+                for once in (work, lambda batch, source: made(batch, source, True)):
+                    torch.manual_seed(word)
+                    losses = once(batch, source).losses
+                    found.append([losses, *(weight.grad.clone() for weight in weights if weight.grad is not None)])
+                    kept.back()
+                    self.objective.zero_grad(set_to_none=True)
+                if _alike(*found):
+                    self.recorded = made
+                else:
+                    reason = "repeated, it is another one"
+            except Exception as error:  # of CUDA, of its memory, of the compiler, of a network that is the user's
+                reason = str(error).partition("\n")[0] or type(error).__name__
+            if reason is not None:
+                kept.back()
+                self.objective.zero_grad(set_to_none=True)
+                self.record = None
+                say(f"no CUDA graph is made of a step, which goes on kernel by kernel ({reason})")
+        self._last = None if self.record is None or self.recorded is not None else (batch, source)
+
+
+def _alike(one: list[Tensor], two: list[Tensor]) -> bool:
+    """Losses and gradients of one step, tensor by tensor; what is not finite is so in both, and the guard's."""
+    if [tensor.isfinite().all().item() for tensor in one] != [tensor.isfinite().all().item() for tensor in two]:
+        return False
+    pairs = [(a.float(), b.float()) for a, b in zip(one, two, strict=True) if a.isfinite().all()]
+    floor = FAINT * float(get_total_norm([a for a, _ in pairs]))
+    return all(float((a - b).norm()) <= ALIKE * float(a.norm()) + floor for a, b in pairs)
