@@ -196,11 +196,9 @@ class Pair:
         node, images = self.plan.node, torch.randint(0, 256, (10_000, 3, 32, 32), dtype=torch.uint8)
         batches = Batches(Pictures(images), self.work.train, 0, flip=True, device=self.compute.device)
         recipe, average = build(node["optimizer"], Optimizer, "optimizer"), build(node["ema"], EMA, "ema")
-        record = recorder("auto", self.compute, alone=True)
         # no folder of a run and no config to save: only its step is called
-        trainer = Trainer(
-            objective, batches, None, recipe, average, None, self.plan.trainer, self.compute, 0, {}, record=record
-        )  # type: ignore[arg-type]
+        parts = (objective, batches, None, recipe, average, None, self.plan.trainer, self.compute, 0, {})
+        trainer = Trainer(*parts, record=recorder("auto", self.compute, alone=True))  # type: ignore[arg-type]
         endless = batches.starting_at(0)
         return lambda: trainer.step(next(endless))
 
