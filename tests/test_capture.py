@@ -128,7 +128,7 @@ def test_a_step_that_cannot_be_repeated_goes_on_as_it_is(
 ) -> None:
     """And one line says so."""
     monkeypatch.setattr(Uniform, "sample", sample)
-    words = (*STEPS, "model.dropout=0.3", f"recompute={'true' if sample is Uniform.sample else 'false'}")
+    words = (*STEPS, "loss=simple", "model.dropout=0.3", f"recompute={'true' if sample is Uniform.sample else 'false'}")
     plain = train(tmp_path, *words, "cuda_graph=false", name="plain")
     capsys.readouterr()
     run = train(tmp_path, *words, name="run")
