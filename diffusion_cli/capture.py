@@ -24,6 +24,8 @@ Made = TypeVar("Made")
 Record = Callable[[Callable[[], Made]], tuple[Made, Callable[[], None]]]
 STREAMS = 64  # of draws in a step, at most
 WARM_UP = 2
+ALIKE = 0.05  # how far a repeated loss and gradient may be off: a GPU adds up in any order, and bf16 has 8 bits
+FAINT = 1e-3  # of all gradients together: how far one may be off that is almost nothing
 
 
 class Lessons(NamedTuple):
@@ -31,6 +33,9 @@ class Lessons(NamedTuple):
 
     losses: Tensor
     found: Mapping[str, Tally]
+
+
+Work = Callable[[Batch, Source], Lessons]  # adds to the gradients of weights
 
 
 class Unrepeatable(RuntimeError):
@@ -81,7 +86,7 @@ class Recorded:
 
     def __init__(
         self,
-        work: Callable[[Batch, Source], Lessons],
+        work: Work,
         weights: Iterable[nn.Parameter],
         batch: Batch,
         source: Source,
@@ -119,17 +124,42 @@ class Recorded:
         torch._foreach_zero_([gradient for _, gradient in self.gradients])
 
 
-class Kept:
-    """Tensors as they are now, to be put back."""
+def proven(
+    work: Work, module: nn.Module, last: tuple[Batch, Source], here: tuple[Batch, Source], seed: int, record: Record[Lessons]
+) -> Recorded:
+    """Recorded on one batch and source, compared on another with work as it is, seeded alike. The module is left as it was,
+    without gradients. Raises Unrepeatable where they differ, and what work and record raise."""
+    weights, buffers = [weight for weight in module.parameters() if weight.requires_grad], list(module.buffers())
+    before = [buffer.clone() for buffer in buffers]
 
-    def __init__(self, tensors: Iterable[Tensor]):
-        self.tensors = list(tensors)
-        self.values = [tensor.detach().clone() for tensor in self.tensors]
-
-    def back(self) -> None:
+    def restore() -> None:
+        module.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for tensor, value in zip(self.tensors, self.values, strict=True):
-                tensor.copy_(value)
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+
+    try:
+        made = Recorded(work, weights, *last, record)
+        found = []
+        for once in (work, lambda batch, source: made(batch, source, first=True)):
+            restore()
+            torch.manual_seed(seed)
+            losses = once(*here).losses
+            found.append([losses, *(weight.grad.clone() for weight in weights if weight.grad is not None)])
+    finally:
+        restore()
+    if not _alike(*found):
+        raise Unrepeatable("repeated, it is another one")
+    return made
+
+
+def _alike(one: list[Tensor], two: list[Tensor]) -> bool:
+    """Losses and gradients of one step, tensor by tensor; what is not finite is so in both, and the guard's."""
+    if [tensor.isfinite().all().item() for tensor in one] != [tensor.isfinite().all().item() for tensor in two]:
+        return False
+    pairs = [(a.float(), b.float()) for a, b in zip(one, two, strict=True) if a.isfinite().all()]
+    floor = FAINT * float(nn.utils.get_total_norm([a for a, _ in pairs]))
+    return all(float((a - b).norm()) <= ALIKE * float(a.norm()) + floor for a, b in pairs)
 
 
 def recorder(word: bool | Literal["auto"], compute: Compute, alone: bool) -> Record[Lessons] | None:

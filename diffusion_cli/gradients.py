@@ -5,11 +5,12 @@ recorded, on the pictures of the first, and compared with itself as it is: where
 recorded, a line says so and nothing is recorded any more.
 """
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
-from diffusion_cli.capture import Kept, Lessons, Record, Recorded
+from diffusion_cli.capture import Lessons, Record, Recorded, proven
 from diffusion_cli.data import Batch
 from diffusion_cli.devices import Compute
 from diffusion_cli.group import Group
@@ -17,29 +18,20 @@ from diffusion_cli.objectives import Objective, Tally
 from diffusion_cli.randomness import Source, word_of
 from diffusion_cli.runs import say
 
-ALIKE = 0.05  # how far a recorded loss and gradient may be off: a GPU adds up in any order, and bf16 has 8 bits
-FAINT = 1e-3  # of all gradients together: how far one may be off that is almost nothing
 
-
+@dataclass
 class Gradients:
     """slots [B]: the places of this process in a batch; record: how work becomes repeatable, None where it does not."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        group: Group,
-        compute: Compute,
-        scaler: torch.amp.GradScaler,
-        seed: int,
-        slots: Tensor,
-        record: Record[Lessons] | None = None,
-    ):
-        self.objective, self.group, self.compute, self.scaler, self.seed, self.slots = (
-            objective, group, compute, scaler, seed, slots,
-        )  # fmt: skip
-        self.record = record if objective.repeats else None
-        self.recorded: Recorded | None = None
-        self._last: tuple[Batch, Source] | None = None  # the first part of the batch before
+    objective: Objective
+    group: Group
+    compute: Compute
+    scaler: torch.amp.GradScaler
+    seed: int
+    slots: Tensor
+    record: Record[Lessons] | None = None
+    recorded: Recorded | None = field(default=None, init=False)
+    last: tuple[Batch, Source] | None = field(default=None, init=False)  # the first part of the batch before
 
     def of(self, batch: Batch, step: int, parts: int) -> tuple[Tensor, list[tuple[str, Tally]]]:
         """Adds it to that of the weights: losses [B], and the tallies of each part. It becomes that of all processes with the
@@ -49,7 +41,7 @@ class Gradients:
             place = self.group.me.rank * parts + part  # as one process alone would have it with more parts
             word, here = word_of(self.seed, "dropout", step, place), slice(part * size, (part + 1) * size)
             piece, source = batch.part(here), Source(self.seed, self.slots[here], step)
-            if part == 0 and self.record is not None:
+            if part == 0 and self.record is not None and self.objective.repeats:
                 self._prepare(piece, source, word, parts)
             torch.manual_seed(word)
             with self.group.apart(part == parts - 1):
@@ -71,40 +63,13 @@ class Gradients:
         """Before the first part: makes the recording, where the part before was of the same size."""
         if self.recorded is not None and not self.recorded.fits(batch):  # memory was too small for that one
             self.recorded = None
-        if self.recorded is None and self._last is not None and len(self._last[0].x) == len(batch.x):
+        if self.recorded is None and self.last is not None and len(self.last[0].x) == len(batch.x):
             assert self.record is not None
-            weights, reason = [weight for weight in self.objective.parameters() if weight.requires_grad], None
-            kept = Kept(self.objective.buffers())
+            work = lambda batch, source: self._work(batch, source, parts)  # noqa: E731
             try:
-                work = lambda batch, source: self._work(batch, source, parts)  # noqa: E731
-                made = Recorded(work, weights, *self._last, self.record)
-                kept.back()
-                self.objective.zero_grad(set_to_none=True)
-                found = []
-                for once in (work, lambda batch, source: made(batch, source, True)):
-                    torch.manual_seed(word)
-                    losses = once(batch, source).losses
-                    found.append([losses, *(weight.grad.clone() for weight in weights if weight.grad is not None)])
-                    kept.back()
-                    self.objective.zero_grad(set_to_none=True)
-                if _alike(*found):
-                    self.recorded = made
-                else:
-                    reason = "repeated, it is another one"
+                self.recorded = proven(work, self.objective, self.last, (batch, source), word, self.record)
             except Exception as error:  # of CUDA, of its memory, of the compiler, of a network that is the user's
                 reason = str(error).partition("\n")[0] or type(error).__name__
-            if reason is not None:
-                kept.back()
-                self.objective.zero_grad(set_to_none=True)
                 self.record = None
                 say(f"no CUDA graph is made of a step, which goes on kernel by kernel ({reason})")
-        self._last = None if self.record is None or self.recorded is not None else (batch, source)
-
-
-def _alike(one: list[Tensor], two: list[Tensor]) -> bool:
-    """Losses and gradients of one step, tensor by tensor; what is not finite is so in both, and the guard's."""
-    if [tensor.isfinite().all().item() for tensor in one] != [tensor.isfinite().all().item() for tensor in two]:
-        return False
-    pairs = [(a.float(), b.float()) for a, b in zip(one, two, strict=True) if a.isfinite().all()]
-    floor = FAINT * float(get_total_norm([a for a, _ in pairs]))
-    return all(float((a - b).norm()) <= ALIKE * float(a.norm()) + floor for a, b in pairs)
+        self.last = None if self.record is None or self.recorded is not None else (batch, source)
