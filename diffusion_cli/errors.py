@@ -55,18 +55,22 @@ class Stopped(UserError):
         self.code = 128 + signal_number
 
 
-_NO_MEMORY = re.compile(  # the last is what oneDNN says
+_NO_MEMORY = re.compile(  # the last is what oneDNN says; those before it are of sizes beyond 64 bits
     r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED|"
+    r"size calculation overflowed|overflow when unpacking|"
     r"could not (create|execute) a primitive",
     re.IGNORECASE,
 )
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether it says that an allocation failed: of Python, NumPy (a ValueError), torch on a CPU (a RuntimeError) or a GPU."""
+    """Whether it says that an allocation failed: of Python, NumPy (a ValueError), torch on a CPU (a RuntimeError; a TypeError
+    where one size is beyond 64 bits) or a GPU."""
     if isinstance(error, ValueError):
         return "array is too big" in str(error)
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | TypeError) and bool(_NO_MEMORY.search(str(error)))
+    )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from diffusion_cli.codecs import Codec
 from diffusion_cli.conditioning.tokenizer import Tokenizer
 from diffusion_cli.data import Dataset
 from diffusion_cli.denoiser import Denoiser
-from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.errors import ConfigError, StorageError, lacks_memory
 from diffusion_cli.models import Clip
 from diffusion_cli.noisy_classifier import NoisyClassifier
 from diffusion_cli.pretrained.pipelines import is_pipeline
@@ -189,8 +189,11 @@ def _filled(made: Callable[[], Model], found: Trained, prefix: str, weights: str
         model.load_state_dict(own)
     except KeyError as error:
         raise StorageError(f"{found.folder} is of another program: its config.json lacks {error.args[0]}") from None
-    except RuntimeError as error:
-        raise StorageError(f"{found.folder} cannot be used: {str(error).splitlines()[-1].strip()}") from None
+    except (RuntimeError, TypeError) as error:
+        if isinstance(error, TypeError) and not lacks_memory(error):
+            raise
+        line = 0 if lacks_memory(error) else -1
+        raise StorageError(f"{found.folder} cannot be used: {str(error).splitlines()[line].strip()}") from None
     return model.eval().requires_grad_(False)
 
 

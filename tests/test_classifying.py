@@ -112,7 +112,7 @@ def data(count: int) -> tuple[Pictures, Batch, Source]:
 
 
 def test_the_loss_is_cross_entropy_on_noised_pictures() -> None:
-    made, (_, batch, source) = objective().eval(), data(32)
+    made, (_, batch, source) = objective("loss=simple").eval(), data(32)
     loss, tallies = made.loss(batch, source)
     t = source.uniform("time")
     x = (1 - t)[:, None, None, None] * batch.x + t[:, None, None, None] * source.normal("noise", (1, 8, 8))

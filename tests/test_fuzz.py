@@ -48,6 +48,7 @@ def test_words_are_refused_or_checked(words: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(6 * 3600)
 @settings(max_examples=MANY // 10, suppress_health_check=HASTE)
 @given(st.lists(WORDS, max_size=3))
 def test_many_words_are_refused_or_checked(words: list[str]) -> None:
@@ -150,11 +151,13 @@ def built(root: Path, place: int, leaf: object) -> None:
 @settings(max_examples=FEW, suppress_health_check=HASTE)
 @given(st.integers(0, 150), LEAVES)
 @example(103, {})  # facts without any
+@example(57, 2**61)  # a width that is beyond 64 bits as a size
 def test_any_other_value_in_a_config_is_refused_or_built(tmp_path: Path, place: int, leaf: object) -> None:
     built(tmp_path, place, leaf)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(6 * 3600)
 @settings(max_examples=MANY, suppress_health_check=HASTE)
 @given(st.one_of(st.tuples(FILES, EDITS), st.tuples(NODES, JSON_EDITS), st.tuples(st.integers(0, 150), LEAVES)))
 def test_many_changed_checkpoints(tmp_path: Path, change: tuple) -> None:
@@ -179,6 +182,7 @@ def test_a_changed_picture_is_unreadable_or_read(data: bytes, edits: list[tuple[
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(6 * 3600)
 @settings(max_examples=4 * MANY, suppress_health_check=HASTE)
 @given(PICTURE | st.binary(max_size=300), EDITS)
 def test_many_changed_pictures(data: bytes, edits: list[tuple[int, bytes, int]]) -> None:

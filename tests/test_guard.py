@@ -302,10 +302,20 @@ def test_other_places_say_what_to_try(place: str, tmp_path: Path, monkeypatch: p
 
 
 def test_other_errors_are_no_lack_of_memory() -> None:
-    for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory"), KeyError("x")):
+    others = (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory"), KeyError("x"))
+    for error in (*others, TypeError("empty() received an invalid combination of arguments")):
         assert not errors.lacks_memory(error)
         with pytest.raises(type(error)), errors.advising_on_memory("a", "b", "c"):
             raise error
+
+
+@pytest.mark.parametrize(
+    "word", [f"model.width={2**61}", f"model.width={2**40}", f"trainer.batch={2**62}", f"trainer.preview={2**62}"]
+)
+def test_a_size_beyond_64_bits_is_one_line(word: str, tmp_path: Path) -> None:
+    line = pytest.raises(OutOfMemory, match=r"^out of memory \(.*\): try .* a smaller model$")
+    with line, errors.advising_on_memory("a smaller batch", "fewer pictures", "a smaller model"):  # as cli.py has it
+        train(tmp_path, word)
 
 
 SHORT = """

@@ -38,6 +38,12 @@ def test_the_picture_comes_back_at_small_times_too(schedule, kind):
     close(prediction.decode(prediction.target(x0, noise, t), schedule.mix(x0, noise, t), t)[0], x0, 1e-8)
 
 
+@pytest.mark.parametrize("schedule", [Flow(), Betas("linear", zero_terminal_snr=True)], ids=name)
+def test_the_time_of_pure_noise_is_told_as_one_that_is_trained(schedule):
+    before, last = Preconditioned(schedule, 0.5).c_noise(f64(0.999, 1.0))
+    assert 0 <= float(last - before) < 0.3
+
+
 @every_pair
 def test_one_time_serves_the_batch(schedule, kind):
     prediction, t = kind(schedule), f64(0.6)
