@@ -20,7 +20,7 @@ from diffusion_cli.ranges import PositiveFloat, PositiveInt
 from diffusion_cli.schedules import Schedule, over_pictures
 
 # of c_noise = log(sigma / alpha) / 4: a ratio of 3,000, which one picture in 3,000 has where t is uniform on the straight line.
-# EDM ends at 80, the largest sigma in use is 2,700. Told that of pure noise, infinity, a network would have seen nothing like it
+# EDM ends at 80, the largest sigma in use is 2,700. Told that of pure noise, infinity, a network has seen nothing like it
 FARTHEST = 2.0
 
 
