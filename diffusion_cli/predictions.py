@@ -19,9 +19,9 @@ from torch import Tensor
 from diffusion_cli.ranges import PositiveFloat, PositiveInt
 from diffusion_cli.schedules import Schedule, over_pictures
 
-# of c_noise = log(sigma / alpha) / 4: a ratio of 3,000, which one picture in 3,000 has where t is uniform on the straight line.
-# EDM ends at 80, the largest sigma in use is 2,700. Told that of pure noise, infinity, a network has seen nothing like it
-FARTHEST = 2.0
+# of log(sigma / alpha) / 4 where alpha falls to 0 and the ratio has no end: a ratio of 400, of which nothing is seen. A picture
+# in 400 exceeds it where t is uniform on the straight line; EDM ends at 80. Told infinity, a network has met no such thing
+FARTHEST = 1.5
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Preconditioned(Prediction):
         return 1 / self._scale(t)
 
     def c_noise(self, t: Tensor) -> Tensor:
-        return (-self.schedule.log_snr(t) / 8).clamp(-FARTHEST, FARTHEST)  # log(sigma / alpha) / 4
+        return (-self.schedule.log_snr(t) / 8).clamp(-10, FARTHEST if self.schedule.reaches_zero else 10)
 
 
 @dataclass(frozen=True)

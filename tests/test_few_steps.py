@@ -103,6 +103,7 @@ def test_it_begins_as_the_training_of_a_denoiser() -> None:
     close(got / wanted, torch.ones(()), 1e-5)
     snr = Consistency(every=1, weight="snr").loss(given)
     close(snr / wanted, schedule.sigma(t) * (1 / schedule.sigma(t) ** 2 + 4), 1e-4)
+    close(Consistency(every=1, weight="even").loss(given) / wanted, schedule.sigma(t), 1e-5)
 
 
 @pytest.mark.parametrize("schedule", [EDM(), Flow(), Betas("cosine")], ids=name)

@@ -30,15 +30,16 @@ from diffusion_cli.schedules import Schedule, over_pictures
 @dataclass(frozen=True)
 class Consistency(Method):
     """every: steps after which s comes q times nearer to t; stages: how often at most. weight: `gap` is 1 / (rho_t - rho_s),
-    `snr` is 1 / rho_t^2 + 1 / sigma_data^2. teacher: of consistency distillation, None for training without one; solver: its
-    step. ValueError: q not above 1."""
+    `snr` is 1 / rho_t^2 + 1 / sigma_data^2, `even` is 1 (Song et al. 2023, section 5), by which a short training learns of much
+    noise sooner. teacher: of consistency distillation, None for training without one; solver: its step. ValueError: q not
+    above 1."""
 
     every: PositiveInt
     stages: NonNegativeInt = 8
     q: PositiveFloat = 2.0
     k: NonNegativeFloat = 8.0
     b: PositiveFloat = 1.0
-    weight: Literal["gap", "snr"] = "gap"
+    weight: Literal["gap", "snr", "even"] = "gap"
     sigma_data: PositiveFloat = 0.5
     teacher: str | None = None
     solver: Literal["euler", "heun"] = "heun"
@@ -69,8 +70,8 @@ class Consistency(Method):
         error = lesson.criterion.norm(denoiser(x, t, lesson.told), target)  # [B]
         if lesson.criterion.training:
             lesson.criterion.times.observe(t, error)
-        weight = 1 / gap if self.weight == "gap" else schedule.log_snr(t).exp() + self.sigma_data**-2
-        return lesson.correction * weight * error
+        weights = {"gap": 1 / gap, "snr": schedule.log_snr(t).exp() + self.sigma_data**-2, "even": torch.ones_like(gap)}
+        return lesson.correction * weights[self.weight] * error
 
     def earlier(self, schedule: Schedule, t: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """(s [B] in [0, t), rho_t - rho_s [B]) for t [B] in that step of training."""
