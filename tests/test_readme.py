@@ -35,7 +35,9 @@ def test_command_is_right(command: str) -> None:
         pytest.skip("the README's example of a mistake")
     said = cli.overrides([cli.with_home(word) for word in words])
     said = said if program == "diffusion-train" else sample.with_scale(said)
-    fixed, varied = space.parse({}, said) if cli.is_multirun(words) else (said, {})
+    many = cli.is_multirun(words) or any(word.startswith("sweep=") for word in words)
+    fixed, varied = space.parse({}, said) if many else (said, {})
+    varied.pop("case", None)  # the names of cases, each of which tests/test_experiments.py composes
     singles = [*fixed, *(f"{key}={choices.values[0]}" for key, choices in varied.items())]
     primary = program.removeprefix("diffusion-")
     with initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
