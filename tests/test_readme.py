@@ -46,6 +46,16 @@ def test_command_is_right(command: str) -> None:
     assert check(node)
 
 
+def test_checkpoints_that_the_readme_names_are_kept_by_the_default_run() -> None:
+    with initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
+        trainer = compose("train", []).trainer
+    kept = [trainer.steps - back * trainer.save_every for back in range(trainer.keep)]
+    readme = (REPO / "README.md").read_text()
+    assert re.findall(r"checkpoints/step_(\d+)/", readme) == [f"{trainer.steps:08d}"]
+    earlier = [int(step) for step in re.findall(r"guidance\.step=(\d+)", readme)]
+    assert earlier and set(earlier) <= set(kept) - {trainer.steps}, (earlier, kept)
+
+
 def test_every_recipe_is_in_the_readme() -> None:
     cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", (REPO / "README.md").read_text(), re.M)
     listed = set(re.findall(r"\w+", " ".join(cells)))
