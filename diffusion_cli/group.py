@@ -5,13 +5,9 @@
 Whatever decides over the way of a run (a step that is skipped, its end, a signal) is made of numbers that all of them have, so
 all go the same way. The first one evaluates and writes.
 
-A process that is gone or hangs leaves the others waiting in a collective. So each counts up a number in the store where they
-met, its pulse, and watches that of the next one; whoever ends early says why there. On such a word, or where a pulse stands
-still for `patience` seconds, a process ends at once, as after a kill: what was saved is whole. Where all pulses go on and a
-step does not end (stall.py), that one is named which began fewer collectives than the others, who wait for it in the next.
+A process that is gone or hangs leaves the others waiting in a collective: pulse.py sees that, and ends them.
 """
 
-import json
 import os
 import re
 import signal
@@ -35,13 +31,12 @@ from diffusion_cli.data import Batch
 from diffusion_cli.distributed import Process, process
 from diffusion_cli.errors import Lost, OutOfMemory, StorageError, UserError
 from diffusion_cli.objectives import Objective, Tally
+from diffusion_cli.pulse import PULSE, Pulse, end_sibling
 from diffusion_cli.randomness import Source
 from diffusion_cli.ranges import PositiveFloat, PositiveInt
 from diffusion_cli.stall import stacks
 from diffusion_cli.status import note_failure
 
-PULSE = 0.5  # seconds
-SHORT = 2.0  # seconds of patience when a collective has broken already
 LEAVE = 5  # seconds from an error to the end of the process
 LONGEST = timedelta(minutes=30)  # that a collective may wait, for a process that lives: the first one may be evaluating
 CAUTIOUS = 2  # first steps, in which memory may turn out too small: the second one has the optimizer's state too
@@ -159,23 +154,26 @@ class Group:
     def broken(self, error: BaseException) -> None:
         """The end that this process came to, of which the others learn. May not come back."""
 
-    def hangs(self, folder: Path) -> None:
+    def hangs(self) -> None:
         """A step does not end: says so and where, and ends the process. A thread."""
-        self._end(Lost.code, f"step {self.step:,} hangs: the same command goes on{self._left(folder)}", silent=False)
+        self._end(Lost.code, self._hanging(f"step {self.step:,} hangs", self.me.rank), silent=False, hangs=True)
 
-    def _left(self, folder: Path) -> str:
-        """What every thread does, left there."""
-        path = folder / f"stalled_{self.me.rank}.txt"
-        with suppress(StorageError):
-            storage.write(path, stacks().encode())
-            return f"; what its threads did is in {path}"
-        return ""
+    def _hanging(self, what: str, rank: int) -> str:
+        return f"{what}: the same command goes on; what its threads did is in {self._stacks(rank)}"
+
+    def _stacks(self, rank: int) -> Path:
+        assert self.folder is not None, "steps are in a run"
+        return self.folder / f"stalled_{rank}.txt"
 
     def _gone(self, rank: int) -> str:
         return f"rank {rank} of {self.me.world} is gone or hangs, at step {self.step:,}: the same command goes on"
 
-    def _end(self, code: int, said: str, silent: bool, pid: int | None = None) -> None:
-        """pid: of a process that was given up."""
+    def _end(self, code: int, said: str, silent: bool, pid: int | None = None, hangs: bool = False) -> None:
+        """Ends the process. silent: another one says why; pid: of a process that was given up; hangs: this one or another,
+        and each leaves what its threads do."""
+        if hangs:
+            with suppress(StorageError):
+                storage.write(self._stacks(self.me.rank), stacks().encode())
         if not silent:
             print(f"diffusion-train: {said}", file=sys.stderr, flush=True)
         if self.me.world > 1:
@@ -185,9 +183,8 @@ class Group:
             with suppress(StorageError):
                 self.speaking.acquire()  # for good: the last word, where the other thread noted what broke by this
                 note_failure(self.folder, said, "preempted" if code > 128 else "failed", code=code)
-        if pid is not None and _is_sibling(pid):  # else torchrun would wait half a minute for one that is stopped
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        if pid is not None:  # else torchrun would wait half a minute for one that is stopped
+            end_sibling(pid)
         os._exit(code)
 
 
@@ -208,16 +205,10 @@ class Several(Group):
 
     def __init__(self, me: Process, patience: float):
         super().__init__(me)
-        self.patience = patience
         self.steps = 0  # that were cautious
-        self.turn, self.over = 0, threading.Event()
+        self.turn = 0
         self.store, _, _ = next(dist.rendezvous("env://", me.rank, me.world))
-        self.store.set(f"pid/{me.rank}", str(os.getpid()))
-        self.after, self.heard, self.rounds, self.pids = (me.rank + 1) % me.world, -1, 0, dict[int, int]()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._asker = threading.Thread(target=self._ask, args=(self.store.clone(),), daemon=True)
-        self._watcher.start()
-        self._asker.start()
+        self.pulse = Pulse(me, self.store, patience, self._gone, self._end)
         backend = "gloo"
         if me.local < torch.cuda.device_count():
             torch.cuda.set_device(me.local)
@@ -225,7 +216,7 @@ class Several(Group):
         dist.init_process_group(
             backend, store=dist.PrefixStore("run", self.store), rank=me.rank, world_size=me.world, timeout=LONGEST
         )
-        self.pids = {rank: int(self.store.get(f"pid/{rank}")) for rank in (0, self.after)}
+        self.pulse.met()
 
     # -- agreement -----------------------------------------------------------------------------------------------------
 
@@ -303,34 +294,30 @@ class Several(Group):
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     def part(self) -> None:
-        if not self.over.is_set():
+        if not self.pulse.over.is_set():
             self._all(0)
-            self.over.set()
-            self._watcher.join()
-            self._asker.join(self.patience)
+            self.pulse.stop()
             # gloo's destructor and its own threads may miss each other right after a collective, and wait for ever (torch 2.13)
             time.sleep(PULSE)
             closing = threading.Thread(target=dist.destroy_process_group, daemon=True)
             closing.start()
-            closing.join(self.patience)
+            closing.join(self.pulse.patience)
 
     def broken(self, error: BaseException) -> None:
-        if self.over.is_set():
+        if self.pulse.over.is_set():
             return
         for number in (signal.SIGTERM, signal.SIGINT):  # of who sees that another has ended: no news
             signal.signal(number, signal.SIG_IGN)
-        if _is_broken(error):  # by the end of another, which the watcher will name
-            self.patience = min(self.patience, SHORT)
-            self._watcher.join(self.patience + 4 * PULSE)
+        if _is_broken(error):  # by the end of another
+            self.pulse.hurry()
         code = getattr(error, "code", 1)
         said = str(error) or type(error).__name__
         where = f"rank {self.me.rank} of {self.me.world}, step {self.step:,}"
-        mine = json.dumps({"rank": self.me.rank, "code": code, "said": f"{where}: {said}"})
-        self.over.set()
+        self.pulse.over.set()
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(LEAVE)  # the interpreter's end may wait for gloo's threads for ever, and torchrun for that half a minute
         with suppress(RuntimeError):
-            first = json.loads(self.store.compare_set("end", "", mine))
+            first = self.pulse.word(self.me.rank, code, f"{where}: {said}")
             time.sleep(2 * PULSE)  # for all to read it, where the store ends with this process
             if first["rank"] != self.me.rank:  # who has spoken
                 raise SystemExit(first["code"])
@@ -339,58 +326,12 @@ class Several(Group):
         elif not isinstance(error, UserError):
             error.add_note(where)
 
-    def _ask(self, store: dist.Store) -> None:
-        """Counts up, and asks how far the next process is and whether one has ended. A thread."""
-        me = self.me
-        try:
-            while not self.over.wait(PULSE):
-                store.add(f"pulse/{me.rank}", 1)
-                self.heard = store.add(f"pulse/{self.after}", 0)
-                self.rounds += 1
-                if store.check(["end"]):
-                    end = json.loads(store.get("end"))
-                    self._end(end["code"], end["said"], silent=True)
-        except RuntimeError:  # the store is the first one's
-            if not self.over.is_set():
-                self._end(Lost.code, self._gone(0), silent=me.rank != 1)
-
-    def _watch(self) -> None:
-        """Ends the process where the next one stands still, or the store. A thread: a store that hangs does not answer."""
-        heard, rounds, looks = self.heard, self.rounds, 0  # looks, not seconds: they come slowly too on a busy machine
-        while not self.over.wait(PULSE):
-            if self.heard != heard or not dist.is_initialized():  # or not all have come
-                heard, rounds, looks = self.heard, self.rounds, 0
-                continue
-            looks += 1
-            if looks * PULSE >= self.patience:
-                answers = self.rounds > rounds + 1
-                gone = self.after if answers else 0
-                said = self._gone(gone)
-                if answers:
-                    with suppress(RuntimeError):
-                        self.store.compare_set("end", "", json.dumps({"rank": self.after, "code": Lost.code, "said": said}))
-                self._end(Lost.code, said, silent=not answers and self.me.rank != 1, pid=self.pids.get(gone))
-
-    def hangs(self, folder: Path) -> None:
-        left, world = self._left(folder), range(self.me.world)
-        self.store.set(f"at/{self.me.rank}", str(dist.group.WORLD._get_sequence_number_for_group()))  # type: ignore[union-attr]
-        time.sleep(SHORT)  # others come to the same a little later, who hangs elsewhere not at all
-        at = [int(self.store.get(key)) if self.store.check([key]) else -1 for key in (f"at/{rank}" for rank in world)]
-        behind = [rank for rank in world if at[rank] == min(at)]
-        who = f"rank {behind[0]} of {len(world)} hangs" if len(behind) == 1 else f"all {len(world)} processes hang"
-        mine = json.dumps(
-            {"rank": self.me.rank, "code": Lost.code, "said": f"{who}, at step {self.step:,}: the same command goes on{left}"}
-        )
-        first = json.loads(self.store.compare_set("end", "", mine))
-        self._end(first["code"], first["said"], silent=first["rank"] != self.me.rank)
-
-
-def _is_sibling(pid: int) -> bool:
-    """Whether this process' parent started it too, so that it is of this run and of this machine."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == os.getppid()
-    except (OSError, ValueError):
-        return False
+    def hangs(self) -> None:
+        behind, world = self.pulse.behind(), self.me.world
+        who = f"rank {behind[0]} of {world} hangs" if len(behind) == 1 else f"all {world} processes hang"
+        said = self._hanging(f"{who}, at step {self.step:,}", behind[0])
+        first = self.pulse.word(self.me.rank, Lost.code, said, hangs=True)
+        self._end(first["code"], first["said"], silent=first["rank"] != self.me.rank, hangs=first["hangs"])
 
 
 def _is_broken(error: BaseException | None) -> bool:

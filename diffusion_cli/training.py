@@ -137,7 +137,7 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
             run.text("config", "```yaml\n" + yaml.safe_dump(saved["config"], sort_keys=False) + "```")
         with (
             profiled(run, objective.network, settings.batch, compute) if root.profile else nullcontext() as tick,
-            watching(settings.stall, lambda: group.hangs(folder)) as group.watch,
+            watching(settings.stall, group.hangs) as group.watch,
         ):
             figures = trainer.fit(start, tick)
         if not group.me.first:
