@@ -96,6 +96,26 @@ def test_two_halves_are_one(sharded: Path, tmp_path: Path, capfd: pytest.Capture
     assert said(sharded).count("SENT") == 2 * groups, "of the two parts of a step the first sends nothing"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("objective=consistency", "objective.method.every=2", "objective.method.teacher={teacher}"),
+        ("objective=meanflow", "schedule=flow", "prediction=flow"),
+        pytest.param(("objective=progressive", "objective.method.teacher={teacher}"), marks=pytest.mark.slow),
+        pytest.param(("objective=reflow", "schedule=flow", "prediction=flow", "objective.method.teacher={teacher}",
+                      "objective.method.pairs=20", "objective.method.sampler.steps=2"), marks=pytest.mark.slow),
+    ],
+    ids=lambda words: words[0].partition("=")[2],
+)  # fmt: skip
+def test_a_few_steps_in_parts(words: tuple[str, ...], tmp_path: Path) -> None:
+    """Of the network that is asked aside, and differentiated forwards, each process holds a part too."""
+    taught = ("dataset.labels=true", "schedule=flow", "prediction=flow")
+    teacher = tiny.train(tmp_path, *QUICK, *taught, "trainer.steps=1", name="teacher")
+    given = [*QUICK, "dataset.labels=true", f"init={teacher}", *(word.format(teacher=teacher) for word in words)]
+    assert together(tmp_path, *given, FSDP) == [0, 0], said(tmp_path)
+    equal(tiny.train(tmp_path, *given, name="one"), tmp_path / "run")
+
+
 def test_it_goes_on_to_the_bit_and_so_does_one_process(sharded: Path, tmp_path: Path) -> None:
     taken_back(sharded / "run", tmp_path / "run")
     assert together(tmp_path, *WORDS, FSDP) == [0, 0], said(tmp_path)
