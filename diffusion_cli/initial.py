@@ -71,7 +71,7 @@ def _brings(source: Mapping[str, Any], group: str, said: Sequence[str]) -> bool:
 def _with(theirs: Mapping[str, Any], ours: Mapping[str, Any], group: str, said: Sequence[str]) -> dict[str, Any]:
     """The model's node with the keys of it that were said: their values are in ours."""
     taken = dict(theirs)
-    for key in {name.split(".")[1] for name in said if name.startswith(f"{group}.")}:
+    for key in {name.removeprefix(f"{group}.").partition(".")[0] for name in said if name.startswith(f"{group}.")}:
         deeper = isinstance(taken.get(key), Mapping) and f"{group}.{key}" not in said
         taken[key] = _with(taken[key], ours[key], f"{group}.{key}", said) if deeper else ours[key]
     return taken

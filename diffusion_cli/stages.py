@@ -148,10 +148,15 @@ def _teacher(objective: Mapping[str, Any], trust: tuple[str, ...]) -> Teacher | 
     """The denoiser that the method of the objective names, its averaged weights; no copy is carried. Raises UserError."""
     if objective.get("method") is None:
         return None
-    place = build(objective["method"], Method, "objective.method", trust=trust).place
-    if place is None:
+    method = build(objective["method"], Method, "objective.method", trust=trust)
+    if method.place is None:
         return None
-    found = find(place, "objective.method.teacher")
+    found = find(method.place, "objective.method.teacher")
+    theirs = found.config["config"].get("objective", {}).get("method")
+    try:
+        method.check_teacher(None if theirs is None else build(theirs, Method, "objective.method", trust=trust))
+    except ValueError as error:
+        raise ConfigError(f"objective.method.teacher={method.place}: {error}") from None
     denoiser = load_denoiser(found, "ema", trust)
     denoiser.digest = found.digest
     return Teacher(denoiser, found.config["facts"], found.said)

@@ -29,9 +29,11 @@ names = lambda path: path.stem  # noqa: E731
 
 
 def run_of(file: Path) -> dict[str, Any]:
-    """The experiment as its user gives it: with the path of the data, where it has none of its own."""
+    """The experiment as its user gives it: with the path of the data, or the run that it learns from, where it needs one."""
     node = compose(f"experiment={file.stem}")
-    return compose(f"experiment={file.stem}", "dataset.path=DIR") if node["dataset"].get("path") == "???" else node
+    path = ["dataset.path=DIR"] if node["dataset"].get("path") == "???" else []
+    learns = "teacher" in (node["objective"].get("method") or {})
+    return compose(f"experiment={file.stem}", *path, *(["init=RUN"] if learns else []))
 
 
 def composed(*words: str) -> Any:

@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -310,6 +311,18 @@ def test_one_step_of_the_student_is_two_of_the_teacher(schedule: Schedule) -> No
         close(one, two, 1e-9 * float(1 + two.abs().max()))
 
 
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+def test_the_teachers_step_is_of_its_solvers_order(solver: Literal["euler", "heun"], order: int) -> None:
+    """Half of the step, and a half, a quarter of the error by Heun's rule: the target nears the end of the exact path."""
+    schedule, t = Flow(), f64(0.75)
+    teacher, off = Known(schedule, DATA.denoise(schedule)), []
+    for n in (64, 128):
+        given = lesson(teacher, t, teacher=teacher)
+        end = schedule.transfer(given.x, Progressive("there", n, solver).taught(given).x0, t[0], t[0] - 1 / n)
+        off.append(float((end - DATA.carry(schedule, given.x, t[0], t[0] - 1 / n)).abs().max()) * n)  # of the whole path
+    assert math.log2(off[0] / off[1]) == pytest.approx(order, abs=0.2)
+
+
 def test_the_student_is_asked_at_its_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(Lesson, "loss", lambda self: seen.append(self.t) or self.t)
@@ -470,6 +483,25 @@ def test_what_cannot_be_is_said_before_data_is_read(more: tuple[str, ...], said:
     with pytest.raises(ConfigError, match=said):
         train(tmp_path, *{word.partition("=")[0]: word for word in ("objective=consistency", *more)}.values())
     assert not (tmp_path / "run").exists()
+
+
+def test_who_leaps_is_a_teacher_of_half_its_steps_alone(teacher: Path, tmp_path: Path) -> None:
+    four = train(
+        tmp_path, *words_of("progressive", teacher), "objective.method.steps=4", "objective.method.solver=heun", name="four"
+    )
+    ours = lambda *more: (*words_of("progressive", four), *more)  # noqa: E731
+    with pytest.raises(
+        ConfigError, match=r"teacher=.*/four: it goes in 4 steps of DDIM and in no others: choose .*steps=2 .*=euler"
+    ):
+        train(tmp_path, *ours("objective.method.steps=3"), name="two")
+    with pytest.raises(ConfigError, match=r"choose objective\.method\.steps=2 objective\.method\.solver=euler"):
+        train(tmp_path, *ours("objective.method.solver=heun"), name="two")
+    two = train(tmp_path, *ours(), name="two")
+    one = train(tmp_path, *words_of("progressive", two), "objective.method.steps=1", name="one")
+    with pytest.raises(ConfigError, match="one step has no half"):
+        train(tmp_path, *words_of("progressive", one), "objective.method.steps=1", name="none")
+    with pytest.raises(ConfigError, match="leaps to the picture and no longer denoises: name the run that it began from"):
+        train(tmp_path, *words_of("reflow", one), name="straight")
 
 
 def test_a_teacher_of_other_pictures_is_refused(teacher: Path, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ class Consistency(Method):
     teacher: str | None = None
     solver: Literal["euler", "heun"] = "heun"
 
+    denoises = False
+
     def __post_init__(self) -> None:
         if self.q <= 1:
             raise ValueError(f"q is {self.q}: s comes q times nearer to t at each stage, so q must be above 1")

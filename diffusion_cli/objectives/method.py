@@ -64,6 +64,7 @@ class Method(ABC):
     """Numbers alone, and the name of a teacher where it needs one. What it remembers of a run is the step, in Lesson.source."""
 
     two_times = False  # is the network told a second time, that of where it leads to?
+    denoises = True  # does the network still foresee the mean picture at every time, so that any step leads along its path?
 
     @property
     def place(self) -> str | None:
@@ -73,6 +74,11 @@ class Method(ABC):
     def check(self, denoiser: Denoiser, loss: Loss) -> None:
         """ValueError where such a denoiser cannot be trained so."""
         return
+
+    def check_teacher(self, method: "Method | None") -> None:
+        """ValueError where who was trained by that method has no path to teach."""
+        if method is not None and not method.denoises:
+            raise ValueError("it leaps to the picture and no longer denoises: name the run that it began from")
 
     def prepared(self, teacher: Denoiser | None, taught: list[int], cache: bool, device: torch.device) -> Pairs | None:
         """What is made once, before the first step, and then Lesson.pairs. cache: kept.py may keep it."""

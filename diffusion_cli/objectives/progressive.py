@@ -4,10 +4,12 @@
     target    x0 = (x_s - r x_t) / (alpha_s - r alpha_t),    r = sigma_s / sigma_t:   the x0 by which one step leads to x_s
 
 (Salimans and Ho 2022, "Progressive distillation for fast sampling of diffusion models", algorithm 2; with prediction=v weight 1
-is their SNR + 1.) One run halves the steps once: the next one has this one as init= and teacher, and half the steps.
+is their SNR + 1.) One run halves the steps once: the next one has this one as init= and teacher, and half the steps. A teacher
+that is no student itself may go by Heun's rule, which needs fewer steps for the same path.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,14 +22,27 @@ from diffusion_cli.schedules import over_pictures
 
 @dataclass(frozen=True)
 class Progressive(Method):
-    """steps: N, of the student on a uniform grid; the teacher's are twice as many."""
+    """steps: N, of the student on a uniform grid; the teacher's are twice as many, of that solver."""
 
     teacher: str
     steps: PositiveInt
+    solver: Literal["euler", "heun"] = "euler"
+
+    denoises = False
 
     @property
     def place(self) -> str:
         return self.teacher
+
+    def check_teacher(self, method: Method | None) -> None:
+        if not isinstance(method, Progressive):
+            super().check_teacher(method)
+        elif method.steps != 2 * self.steps or self.solver != "euler":
+            half = f"objective.method.steps={method.steps // 2} objective.method.solver=euler"
+            raise ValueError(
+                f"it goes in {method.steps} steps of DDIM and in no others: "
+                + (f"choose {half}" if method.steps > 1 else "one step has no half")
+            )
 
     def loss(self, lesson: Lesson) -> Tensor:
         lesson = replace(lesson, t=torch.ceil(lesson.t * self.steps).clamp(1, self.steps) / self.steps)
@@ -38,8 +53,9 @@ class Progressive(Method):
         schedule, x, t = lesson.denoiser.schedule, lesson.x, lesson.t
         m, s = ((t - part / self.steps).clamp(min=0) for part in (0.5, 1.0))
         s = torch.where(s * self.steps < 0.25, 0, s)  # exactly 0 at the last step
+        heun = self.solver == "heun"
         with aside(x.device):
-            x_s = flowed(lesson, flowed(lesson, x, t, m), m, s)
+            x_s = flowed(lesson, flowed(lesson, x, t, m, heun), m, s, heun)
         r = schedule.sigma(s) / schedule.sigma(t)
         x0 = (x_s - over_pictures(r, x) * x) / over_pictures(schedule.alpha(s) - r * schedule.alpha(t), x)
         return lesson.towards(x0)
