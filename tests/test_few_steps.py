@@ -491,14 +491,14 @@ def test_who_leaps_is_a_teacher_of_half_its_steps_alone(teacher: Path, tmp_path:
     )
     ours = lambda *more: (*words_of("progressive", four), *more)  # noqa: E731
     with pytest.raises(
-        ConfigError, match=r"teacher=.*/four: it goes in 4 steps of DDIM and in no others: choose .*steps=2 .*=euler"
+        ConfigError, match=r"teacher=.*/four: it goes in 4 of DDIM's steps and in no others: choose .*steps=2 .*=euler"
     ):
         train(tmp_path, *ours("objective.method.steps=3"), name="two")
     with pytest.raises(ConfigError, match=r"choose objective\.method\.steps=2 objective\.method\.solver=euler"):
         train(tmp_path, *ours("objective.method.solver=heun"), name="two")
     two = train(tmp_path, *ours(), name="two")
     one = train(tmp_path, *words_of("progressive", two), "objective.method.steps=1", name="one")
-    with pytest.raises(ConfigError, match="one step has no half"):
+    with pytest.raises(ConfigError, match="an odd number has no half"):
         train(tmp_path, *words_of("progressive", one), "objective.method.steps=1", name="none")
     with pytest.raises(ConfigError, match="leaps to the picture and no longer denoises: name the run that it began from"):
         train(tmp_path, *words_of("reflow", one), name="straight")

@@ -38,11 +38,9 @@ class Progressive(Method):
         if not isinstance(method, Progressive):
             super().check_teacher(method)
         elif method.steps != 2 * self.steps or self.solver != "euler":
-            half = f"objective.method.steps={method.steps // 2} objective.method.solver=euler"
-            raise ValueError(
-                f"it goes in {method.steps} steps of DDIM and in no others: "
-                + (f"choose {half}" if method.steps > 1 else "one step has no half")
-            )
+            half = f"choose objective.method.steps={method.steps // 2} objective.method.solver=euler"
+            half = "and an odd number has no half" if method.steps % 2 else half
+            raise ValueError(f"it goes in {method.steps} of DDIM's steps and in no others: {half}")
 
     def loss(self, lesson: Lesson) -> Tensor:
         lesson = replace(lesson, t=torch.ceil(lesson.t * self.steps).clamp(1, self.steps) / self.steps)
