@@ -48,6 +48,7 @@ def impossible(node: Mapping[str, Any]) -> list[str]:
             "picture is left to divide by): choose prediction=v, x0, flow or edm, or another schedule"
         )
     wrong += _stages(node)
+    wrong += _untaught(node)
     learned = (node["objective"].get("term") or {}).get("_target_") == "diffusion_cli.losses.Hybrid"
     if learned and "variance_channels" not in target_of(node["model"], "model", node["trust"]).parameters:
         wrong.append(
@@ -76,6 +77,15 @@ def _stages(node: Mapping[str, Any]) -> list[str]:
     if node.get("texts") is not None and node["dataset"]["labels"]:
         wrong.append("dataset.labels=true and texts: the network is told labels or texts, not both: dataset.labels=false")
     return wrong
+
+
+def _untaught(node: Mapping[str, Any]) -> list[str]:
+    """A few-step method that must have a teacher, and has none."""
+    method = node["objective"].get("method") or {}
+    if method.get("teacher", "") is not None or not signature(method["_target_"]).parameters["teacher"].required:
+        return []
+    name = method["_target_"].rpartition(".")[2].lower()
+    return [f"objective={name} learns from a trained model: say which, init=outputs/<name> or init=hf://OWNER/NAME"]
 
 
 def _falls_to_the_end(decay: Mapping[str, Any]) -> bool:

@@ -401,7 +401,7 @@ def test_the_exact_map_makes_exact_samples(schedule: Schedule) -> None:
 RUNS = {
     "consistency": ("objective=consistency", "loss=consistency", "sampler=multistep", "objective.method.every=2"),
     "mean flow": ("objective=meanflow", "loss=meanflow", "sampler=leap"),
-    "progressive": ("objective=progressive", "objective.method.teacher={teacher}", "objective.method.steps=2", "sampler=ddim"),
+    "progressive": ("objective=progressive", "objective.method.steps=2", "sampler=ddim"),
     "reflow": (
         "objective=reflow",
         "objective.method.teacher={teacher}",
@@ -471,7 +471,8 @@ def test_another_teacher_is_refused_and_a_moved_one_taken(teacher: Path, tmp_pat
         (("loss=min_snr",), "write loss/weight=one"),
         (("objective.self_conditioning=0.5",), "do not go together"),
         (("objective.method.q=0.5",), "q is 0.5"),
-        (("objective=progressive",), "objective.method.teacher is missing"),
+        (("objective=progressive",), "objective=progressive learns from a trained model: say which, init="),
+        (("objective=reflow", "schedule=flow"), "objective=reflow learns from a trained model: say which, init="),
         (("objective=meanflow", "schedule=vp", "prediction=v"), "mean flows are of the straight line"),
         (
             ("objective=meanflow", "model=unet_gated", "model.multipliers=DEFAULT", "model.groups=DEFAULT"),

@@ -101,7 +101,7 @@ def test_two_halves_are_one(sharded: Path, tmp_path: Path, capfd: pytest.Capture
     [
         ("objective=consistency", "objective.method.every=2", "objective.method.teacher={teacher}"),
         ("objective=meanflow", "schedule=flow", "prediction=flow"),
-        pytest.param(("objective=progressive", "objective.method.teacher={teacher}"), marks=pytest.mark.slow),
+        pytest.param(("objective=progressive",), marks=pytest.mark.slow),
         pytest.param(("objective=reflow", "schedule=flow", "prediction=flow", "objective.method.teacher={teacher}",
                       "objective.method.pairs=20", "objective.method.sampler.steps=2"), marks=pytest.mark.slow),
     ],

@@ -24,14 +24,14 @@ from diffusion_cli.schedules import over_pictures
 class Progressive(Method):
     """steps: N, of the student on a uniform grid; the teacher's are twice as many, of that solver."""
 
-    teacher: str
+    teacher: str | None
     steps: PositiveInt
     solver: Literal["euler", "heun"] = "euler"
 
     denoises = False
 
     @property
-    def place(self) -> str:
+    def place(self) -> str | None:
         return self.teacher
 
     def check_teacher(self, method: Method | None) -> None:

@@ -30,12 +30,12 @@ class Reflow(Method):
     """pairs: how many are made; sampler: by which the teacher makes them. ValueError: a schedule that is no straight line, a
     network that reads texts."""
 
-    teacher: str
+    teacher: str | None
     pairs: PositiveInt
     sampler: Sampler
 
     @property
-    def place(self) -> str:
+    def place(self) -> str | None:
         return self.teacher
 
     def check(self, denoiser: Denoiser, loss: Loss) -> None:
