@@ -22,7 +22,7 @@ FLOORS = {
     4: "commands sweeps config help cli launching",
     3: "training sampling trainer assembly objectives evaluation exporting features checkpoint best runs distributed build "
     "averages storage optimizers ema settings devices drawing signals status report pretrained finding stages alone initial "
-    "guard parts gradients capture group sharding progress profiling recomputing stall winograd pairs",
+    "guard parts gradients capture group pulse sharding progress profiling recomputing stall winograd pairs",
     2: "denoiser losses samplers guidance editing walking noisy_classifier adapters",
     1: "models data codecs conditioning vision",
     0: "schedules coloured beta_curves predictions randomness errors ranges signatures options collectives",
