@@ -34,7 +34,10 @@ class Watch:
         while not self.over.wait(LOOK):
             now = self.passed
             if now != seen:
-                before = looks if seen % 2 else before
+                if now - seen >= 2 + seen % 2:
+                    before = 0  # a whole step between two looks
+                elif seen % 2:
+                    before = looks
                 seen, looks = now, 0
             elif now % 2:
                 looks += 1

@@ -28,12 +28,12 @@ from pathlib import Path
 from diffusion_cli.optimizers import AdamW
 
 class Faulty(AdamW):
-    def rate(self, step: int, total: int) -> float:
+    def rate(self, step: int, total: int, batch: int = 1) -> float:
         when = Path(os.environ["FAULT"])
         if step == {STEP} and os.environ["RANK"] == os.environ["FAULT_RANK"] and not when.exists():
             when.write_text(str(time.time()))
             WHAT
-        return super().rate(step, total)
+        return super().rate(step, total, batch)
 """
 STARTS = {
     "processes": [TRAIN, "distributed.processes=2"],

@@ -11,16 +11,16 @@ from diffusion_cli.status import status_of
 
 
 def noticed(happens: str) -> int | None:
-    """Between looks a step begins "(", ends ")", or neither: the number of the look at which it is said to hang, of a limit of
-    two looks."""
+    """Between looks a step begins "(", ends ")", does both "x", or neither: the number of the look at which it is said to
+    hang, of a limit of two looks."""
     watch, called = Watch(), list[int]()
     script = iter(enumerate(happens))
 
     def wait(seconds: float) -> bool:
         number, what = next(script, (0, None))
-        if what == "(":
+        if what in ("(", "x"):
             watch.__enter__()
-        if what == ")":
+        if what in (")", "x"):
             watch.__exit__()
         called[:] = [number]
         return what is None
@@ -36,6 +36,7 @@ def noticed(happens: str) -> int | None:
     [
         ("(" + "." * 99, 1 + LONGER * 2),  # the first may take longer
         ("()(" + "." * 99, 5),  # after a quick one
+        ("x(" + "." * 99, 4),  # which no look saw
         ("(...)(" + "." * 99, 6 + LONGER * 3),  # after one of three looks
         ("(...)()(" + "." * 99, 10),  # the one before counts
         ("()" + "." * 99, None),  # an evaluation, which is no step
