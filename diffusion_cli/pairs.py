@@ -82,7 +82,10 @@ def _stages(node: Mapping[str, Any]) -> list[str]:
 def _untaught(node: Mapping[str, Any]) -> list[str]:
     """A few-step method that must have a teacher, and has none."""
     method = node["objective"].get("method") or {}
-    if method.get("teacher", "") is not None or not signature(method["_target_"]).parameters["teacher"].required:
+    if (
+        method.get("teacher", "") is not None
+        or not target_of(method, "objective.method", node["trust"]).parameters["teacher"].required
+    ):
         return []
     name = method["_target_"].rpartition(".")[2].lower()
     return [f"objective={name} learns from a trained model: say which, init=outputs/<name> or init=hf://OWNER/NAME"]

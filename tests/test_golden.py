@@ -15,9 +15,9 @@ from diffusion_cli.errors import StorageError
 from diffusion_cli.sampling import sample
 
 GOLDEN = Path(__file__).parent / "golden"
-RUN = (
+RUN = (  # of 4 steps
     "model.width=4", "model.groups=2", "dataset.labels=true", "loss=simple", "trainer.keep=1", "trainer.evaluate_every=4",
-)  # fmt: skip  # of 4 steps
+)  # fmt: skip
 LOSSES = {5: 1.5840213, 6: 1.7867938}
 MEANS = (92.0625, 133.5)  # of samples 0 and 1 of seed 0
 
