@@ -1,6 +1,6 @@
 """Averages of any length after training, from snapshots of two (Karras et al. 2024, EDM2, section 3.2 and appendix C).
 
-An average of exponent g at step T weighs what was trained at tau <= T by p(tau) = (g + 1) tau^g / T^(g + 1). A sum of
+An average of exponent g after T pictures weighs what was trained at tau <= T by p(tau) = (g + 1) tau^g / T^(g + 1). A sum of
 snapshots sum_i x_i theta_i has the weights sum_i x_i p_i, and x is that of the least squares to the p that is wanted:
 
     A x = b        A_ij = int p_i p_j        b_i = int p_i p
@@ -23,6 +23,7 @@ from diffusion_cli.build import build
 from diffusion_cli.checkpoint import Checkpoint, Damaged
 from diffusion_cli.ema import EMA, LONGEST, Power, exponent
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.pace import Pace
 from diffusion_cli.pretrained.trained import GROUPS, Trained
 from diffusion_cli.runs import say
 
@@ -61,10 +62,12 @@ def weights_of(found: Trained, weights: str | float, quiet: bool = False) -> dic
     kept = [path for path in checkpoint.folders(found.run / FOLDER) if int(path.name.removeprefix("step_")) < found.step]
     snapshots = [found, *(checkpoint.load(path) for path in kept)]
     of = [(one, group) for one in snapshots for group in lengths]
-    known = [(one.step, lengths[group]) for one, group in of]
-    x, far = combination(known, found.step, weights)
+    trainer = found.config["config"]["trainer"]  # one of an older program had no doublings
+    pace = Pace(trainer["batch"], tuple(trainer.get("batch_doublings", ())))
+    known, seen = [(pace.seen(one.step), lengths[group]) for one, group in of], pace.seen(found.step)
+    x, far = combination(known, seen, weights)
     if far > FAR:
-        fits = [s for s in np.arange(0.01, LONGEST, 0.005).tolist() if combination(known, found.step, s)[1] <= FAR]
+        fits = [s for s in np.arange(0.01, LONGEST, 0.005).tolist() if combination(known, seen, s)[1] <= FAR]
         raise ConfigError(
             f"weights={weights} is out of reach of {len(snapshots)} snapshots of {lengths['average']} and {lengths['second']}: "
             f"lengths from {min(fits):.3f} to {max(fits):.3f} are within; more snapshots (ema.every) reach farther"
@@ -74,15 +77,15 @@ def weights_of(found: Trained, weights: str | float, quiet: bool = False) -> dic
     return _sum(of, x, found.tensors("average"))
 
 
-def combination(known: list[tuple[int, float]], step: int, length: float) -> tuple[Tensor, float]:
-    """x [n], of sum 1, for averages known by (step, length), to make one of that length at that step; and how far the
-    weights are from what is wanted, as a share of their norm."""
+def combination(known: list[tuple[int, float]], seen: int, length: float) -> tuple[Tensor, float]:
+    """x [n], of sum 1, for averages known by (pictures seen, length), to make one of that length after `seen` of them; and how
+    far the weights are from what is wanted, as a share of their norm."""
     T, g = np.array([k[0] for k in known], float), np.array([exponent(k[1]) for k in known])
     wanted = exponent(length)
-    A, b = _inner(T[:, None], g[:, None], T, g), _inner(T, g, step, wanted)
+    A, b = _inner(T[:, None], g[:, None], T, g), _inner(T, g, seen, wanted)
     x = np.linalg.lstsq(A, b, rcond=1e-13)[0]
     x /= x.sum()  # weights that stand still come out as they are
-    square = 1 - (2 * b @ x - x @ A @ x) / _inner(step, wanted, step, wanted)
+    square = 1 - (2 * b @ x - x @ A @ x) / _inner(seen, wanted, seen, wanted)
     return torch.from_numpy(x), float(np.sqrt(max(square, 0.0)))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from diffusion_cli.pace import Pace
 from diffusion_cli.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
@@ -20,8 +21,8 @@ class EMA(ABC):
     snapshots: int = 0
 
     @abstractmethod
-    def beta(self, images: int, batch: int) -> float:
-        """The share of the old average that is kept when `batch` images more make it `images` in all."""
+    def beta(self, step: int, pace: Pace) -> float:
+        """The share of the old average that step 0, 1 ... keeps, each of as many pictures as pace says."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,20 @@ class HalfLife(EMA):
     images: PositiveFloat = 500_000
     rampup: NonNegativeFloat = 0.05
 
-    def beta(self, images: int, batch: int) -> float:
-        half_life = min(self.images, images * self.rampup) if self.rampup else self.images
-        return 0.5 ** (batch / max(half_life, 1e-8))
+    def beta(self, step: int, pace: Pace) -> float:
+        half_life = min(self.images, pace.seen(step + 1) * self.rampup) if self.rampup else self.images
+        return 0.5 ** (pace.size(step) / max(half_life, 1e-8))
 
 
 @dataclass(frozen=True)
 class Decay(EMA):
-    """The same beta at every step (Ho et al. 2020); with warmup at most (1 + n) / (10 + n) at step n."""
+    """The same beta at every step (Ho et al. 2020); with warmup at most (1 + n) / (10 + n) at the n-th step."""
 
     decay: Fraction = 0.9999
     warmup: bool = True
 
-    def beta(self, images: int, batch: int) -> float:
-        step = images / batch
-        return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+    def beta(self, step: int, pace: Pace) -> float:
+        return min(self.decay, (2 + step) / (11 + step)) if self.warmup else self.decay
 
 
 LONGEST = 12**-0.5  # the relative standard deviation of all weights alike, exponent 0
@@ -58,7 +58,8 @@ def exponent(length: float) -> float:
 
 @dataclass(frozen=True)
 class Power(EMA):
-    """Step tau of n weighs as tau^gamma, so that the average grows with the run (Karras et al. 2024, EDM2, section 3.1).
+    """What was trained at tau pictures weighs as tau^gamma, so that the average grows with the run (Karras et al. 2024, EDM2,
+    section 3.1).
 
     length: standard deviation of these weights as a share of the run, which says gamma; beside: that of a second average. From
     snapshots of both every so many steps averages of other lengths are made after training (averages.py).
@@ -83,15 +84,15 @@ class Power(EMA):
     def snapshots(self) -> int:  # type: ignore[override]
         return self.every
 
-    def beta(self, images: int, batch: int) -> float:
-        return float((1 - batch / images) ** (exponent(self.length) + 1))
+    def beta(self, step: int, pace: Pace) -> float:
+        return float((1 - pace.size(step) / pace.seen(step + 1)) ** (exponent(self.length) + 1))
 
 
 @dataclass(frozen=True)
 class Latest(EMA):
     """No average: the newest weights."""
 
-    def beta(self, images: int, batch: int) -> float:
+    def beta(self, step: int, pace: Pace) -> float:
         return 0.0
 
 

@@ -21,26 +21,27 @@ from diffusion_cli.runs import say
 
 @dataclass
 class Gradients:
-    """slots [B]: the places of this process in a batch; record: how work becomes repeatable, None where it does not."""
+    """record: how work becomes repeatable, None where it does not."""
 
     objective: Objective
     group: Group
     compute: Compute
     scaler: torch.amp.GradScaler
     seed: int
-    slots: Tensor
     record: Record[Lessons] | None = None
     recorded: Recorded | None = field(default=None, init=False)
+    parts: int = field(default=0, init=False)  # of the batch that the recording is of a part of
     last: tuple[Batch, Source] | None = field(default=None, init=False)  # the first part of the batch before
 
     def of(self, batch: Batch, step: int, parts: int) -> tuple[Tensor, list[tuple[str, Tally]]]:
         """Adds it to that of the weights: losses [B], and the tallies of each part. It becomes that of all processes with the
         last part."""
-        size, losses, tallies = len(batch.x) // parts, list[Tensor](), list[tuple[str, Tally]]()
+        own, losses, tallies = len(batch.x), list[Tensor](), list[tuple[str, Tally]]()
+        size, slots = own // parts, self.group.me.rank * own + torch.arange(own, device=batch.x.device)  # [B]
         for part in range(parts):
             place = self.group.me.rank * parts + part  # as one process alone would have it with more parts
             word, here = word_of(self.seed, "dropout", step, place), slice(part * size, (part + 1) * size)
-            piece, source = batch.part(here), Source(self.seed, self.slots[here], step)
+            piece, source = batch.part(here), Source(self.seed, slots[here], step)
             if part == 0 and self.record is not None and self.objective.repeats:
                 self._prepare(piece, source, word, parts)
             torch.manual_seed(word)
@@ -61,13 +62,13 @@ class Gradients:
 
     def _prepare(self, batch: Batch, source: Source, word: int, parts: int) -> None:
         """Before the first part: makes the recording, where the part before was of the same size."""
-        if self.recorded is not None and not self.recorded.fits(batch):  # memory was too small for that one
+        if self.recorded is not None and (parts != self.parts or not self.recorded.fits(batch)):  # it is of another step
             self.recorded = None
         if self.recorded is None and self.last is not None and len(self.last[0].x) == len(batch.x):
             assert self.record is not None
             work = lambda batch, source: self._work(batch, source, parts)  # noqa: E731
             try:
-                self.recorded = proven(work, self.objective, self.last, (batch, source), word, self.record)
+                self.parts, self.recorded = parts, proven(work, self.objective, self.last, (batch, source), word, self.record)
             except Exception as error:  # of CUDA, of its memory, of the compiler, of a network that is the user's
                 reason = str(error).partition("\n")[0] or type(error).__name__
                 self.record = None

@@ -12,26 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.pace import Pace
 from diffusion_cli.ranges import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Rate
+
+ONE = Pace(1)  # picture in each step
 
 
 class Decay(ABC):
     """How the learning rate falls over a run."""
 
     @abstractmethod
-    def factor(self, step: int, total: int, batch: int = 1) -> float:
-        """Factor on the rate at step 0, 1 ... of `total`, each of `batch` pictures."""
+    def factor(self, step: int, total: int, pace: Pace = ONE) -> float:
+        """Factor on the rate at step 0, 1 ... of `total`, each of as many pictures as pace says."""
 
 
 @dataclass(frozen=True)
 class Constant(Decay):
-    def factor(self, step: int, total: int, batch: int = 1) -> float:
+    def factor(self, step: int, total: int, pace: Pace = ONE) -> float:
         return 1.0
 
 
 @dataclass(frozen=True)
 class Linear(Decay):
-    def factor(self, step: int, total: int, batch: int = 1) -> float:
+    def factor(self, step: int, total: int, pace: Pace = ONE) -> float:
         return max(0.0, 1 - step / total)
 
 
@@ -39,7 +42,7 @@ class Linear(Decay):
 class Cosine(Decay):
     """Half a cosine (Loshchilov and Hutter 2017)."""
 
-    def factor(self, step: int, total: int, batch: int = 1) -> float:
+    def factor(self, step: int, total: int, pace: Pace = ONE) -> float:
         return (1 + math.cos(math.pi * min(1.0, step / total))) / 2
 
 
@@ -49,7 +52,7 @@ class Late(Decay):
 
     share: Fraction = 0.3
 
-    def factor(self, step: int, total: int, batch: int = 1) -> float:
+    def factor(self, step: int, total: int, pace: Pace = ONE) -> float:
         return min(1.0, max(0.0, 1 - step / total) / self.share) if self.share else 1.0
 
 
@@ -61,7 +64,7 @@ class Steps(Decay):
     by: Fraction = 0.9
     floor: Fraction = 0.0
 
-    def factor(self, step: int, total: int, batch: int = 1) -> float:
+    def factor(self, step: int, total: int, pace: Pace = ONE) -> float:
         return max(self.floor, self.by ** (step // self.every))
 
 
@@ -71,8 +74,8 @@ class InverseSqrt(Decay):
 
     images: PositiveInt = 70_000_000
 
-    def factor(self, step: int, total: int, batch: int = 1) -> float:
-        return 1 / math.sqrt(max(step * batch / self.images, 1.0))
+    def factor(self, step: int, total: int, pace: Pace = ONE) -> float:
+        return 1 / math.sqrt(max(pace.seen(step) / self.images, 1.0))
 
 
 class Optimizer(ABC):
@@ -85,8 +88,8 @@ class Optimizer(ABC):
         """For all parameters of the module that need a gradient; its `state` is by parameter."""
 
     @abstractmethod
-    def rate(self, step: int, total: int, batch: int = 1) -> float:
-        """The learning rate of step 0, 1 ... of `total`, each of `batch` pictures."""
+    def rate(self, step: int, total: int, pace: Pace = ONE) -> float:
+        """The learning rate of step 0, 1 ... of `total`, each of as many pictures as pace says."""
 
 
 def state_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
@@ -120,9 +123,9 @@ class AdamW(Optimizer):
             parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
         )
 
-    def rate(self, step: int, total: int, batch: int = 1) -> float:
-        rise = (step + 1) / max(self.warmup, self.warmup_images / batch, 1)
-        return self.lr * min(1.0, rise) * self.decay.factor(step, total, batch)
+    def rate(self, step: int, total: int, pace: Pace = ONE) -> float:
+        rise = min((step + 1) / max(self.warmup, 1), pace.seen(step + 1) / max(self.warmup_images, 1), 1.0)
+        return self.lr * rise * self.decay.factor(step, total, pace)
 
 
 _ENDS = ("conv_in", "conv_out", "patches_in", "patches_out")  # the first and last layers of this program's networks

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
 from diffusion_cli.distributed import misfits
-from diffusion_cli.signatures import signature, target_of
+from diffusion_cli.signatures import shown, signature, target_of
 
 STAGES = ("codec", "texts", "perceptual")  # the groups of frozen parts
 # a frozen part -> the packages that it needs
@@ -37,6 +38,9 @@ def impossible(node: Mapping[str, Any]) -> list[str]:
         wrong.append(
             f"trainer.batch is {trainer['batch']} and trainer.accumulate {trainer['accumulate']}: the batch must be a multiple"
         )
+    doublings = trainer["batch_doublings"]
+    if any(later <= before for before, later in pairwise(doublings)):
+        wrong.append(f"trainer.batch_doublings is {shown(doublings)}: each must be more pictures than the one before")
     wrong += misfits(node)
     needs_signal = (
         "diffusion_cli.predictions._NeedsSignal" in target_of(node["prediction"], "prediction", node["trust"]).lineage

@@ -19,8 +19,8 @@ Made = TypeVar("Made")
 
 
 class Parts:
-    """count: parts now; batch: pictures of this process; coupled: whether the loss of a picture depends on the others of its
-    part; lacking: why memory was too small here -> here or in another process."""
+    """count: parts now; batch: pictures of this process, both before any doubling; coupled: whether the loss of a picture
+    depends on the others of its part; lacking: why memory was too small here -> here or in another process."""
 
     def __init__(self, module: nn.Module, count: int, batch: int, coupled: bool, lacking: Callable[[str], str] = str):
         self.module, self.count, self.batch, self.coupled, self.lacking = module, count, batch, coupled, lacking
@@ -36,15 +36,16 @@ class Parts:
         """Pictures in a part."""
         return self.batch // self.count
 
-    def work(self, once: Callable[[int], Made]) -> Made:
-        """once(parts), with more of them after each time that memory was too small. Raises OutOfMemory."""
+    def work(self, once: Callable[[int], Made], times: int = 1) -> Made:
+        """once(parts), with more of them after each time that memory was too small; of a batch so many times as large, so many
+        times the parts, which stay as large as they were. Raises OutOfMemory."""
         self._before = {k: self._watched[k].detach().clone() for k in self._moving}
         count, reason = self.count, ""
         while True:
             here = ""
             versions = [tensor._version for tensor in self._watched]
             try:
-                made = once(count)
+                made = once(count * times)
             except Exception as error:
                 if not lacks_memory(error):
                     raise

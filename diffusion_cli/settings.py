@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from diffusion_cli.pace import Pace
 from diffusion_cli.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 from diffusion_cli.signatures import default_of, shown
 
@@ -40,13 +41,18 @@ class Trainer:
     best: str | None
     patience: PositiveInt | None
     stall: PositiveFloat
+    batch_doublings: tuple[PositiveInt, ...] = ()
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(self.batch, self.batch_doublings)
 
     @property
     def end(self) -> int | None:
         """The last step, by whichever of steps and images is first; None where minutes alone end the run."""
         limits = [] if self.steps is None else [self.steps]
         if self.images is not None:
-            limits.append(-(-self.images // self.batch))
+            limits.append(self.pace.steps(self.images))
         return min(limits) if limits else None
 
     @property
@@ -231,6 +237,8 @@ _FREE = re.compile(
     r"|trainer\.(steps|images|minutes|keep|preview|evaluate|metrics|metrics_n|best|patience|stall|\w+_every)"
 )
 
+_SETTINGS = {"trainer": "diffusion_cli.settings.Trainer"}  # nodes without _target_ -> their schema
+
 
 def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
@@ -255,4 +263,6 @@ def _unsaid(node: Mapping[str, Any], path: str) -> object:
     *folders, key = path.split(".")
     for folder in folders:
         node = node[folder]
-    return default_of(node["_target_"], key) if "_target_" in node else ...
+    target = node.get("_target_", _SETTINGS.get(".".join(folders)))
+    found = ... if target is None else default_of(target, key)
+    return list(found) if isinstance(found, tuple) else found

@@ -74,12 +74,12 @@ class Trainer:
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = optimizer.make(self.objective)
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.scales_loss)
-        own = len(batches.slots)  # pictures of a batch that this process works off
+        self.pace = settings.pace
+        own = settings.batch // self.group.me.world  # pictures of a batch that this process works off
         self.parts = Parts(self.objective, settings.accumulate, own, self.objective.coupled, self.group.lacking)
         self.guard = Guard(self.parameters, self.scaler, self.parts.undo, self.group.norm)
         self.progress = Progress()
-        slots = batches.slots.to(compute.device)
-        self.gradients = Gradients(self.objective, self.group, compute, self.scaler, seed, slots, record)
+        self.gradients = Gradients(self.objective, self.group, compute, self.scaler, seed, record)
         self.reported: tuple[int, float] = (0, 0.0)  # step and seconds at the last report
         self.fallen_back: str | None = None  # the digest of the checkpoint that the weights were last taken back to
 
@@ -175,12 +175,12 @@ class Trainer:
 
     def step(self, batch: Batch) -> None:
         """One update of the weights: forward and backward by parts, clip, optimizer, average; none of it by a bad gradient."""
-        step, settings = self.progress.step, self.settings
+        step = self.progress.step
         self.objective.train()
-        rate = self.recipe.rate(step, settings.total, settings.batch)
+        rate = self.recipe.rate(step, self.settings.total, self.pace)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        losses, tallies = self.parts.work(lambda parts: self.gradients.of(batch, step, parts))
+        losses, tallies = self.parts.work(lambda parts: self.gradients.of(batch, step, parts), self.pace.times(step))
         self.group.average(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = self.group.clip(self.parameters, self.recipe.clip or math.inf)
@@ -190,7 +190,7 @@ class Trainer:
             self.scaler.step(self.optimizer)
             for rule, shadow in ((self.average, self.shadow), (self.average.second, self.second)):
                 if rule is not None and shadow is not None:
-                    ema.update(shadow, self.objective, rule.beta((step + 1) * settings.batch, settings.batch))
+                    ema.update(shadow, self.objective, rule.beta(step, self.pace))
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step = step + 1
@@ -237,12 +237,14 @@ class Trainer:
             else:
                 values[f"train/{name}"] = means
         step_before, seconds_before = self.reported
-        speed = (progress.step - step_before) * self.settings.batch / max(progress.seconds - seconds_before, 1e-9)
+        speed = (self.pace.seen(progress.step) - self.pace.seen(step_before)) / max(progress.seconds - seconds_before, 1e-9)
         values |= {
-            "train/learning_rate": self.recipe.rate(progress.step - 1, self.settings.total, self.settings.batch),
-            "train/images": progress.step * self.settings.batch,
+            "train/learning_rate": self.recipe.rate(progress.step - 1, self.settings.total, self.pace),
+            "train/images": self.pace.seen(progress.step),
             "speed/images_per_second": speed,
         }
+        if self.pace.doublings:
+            values["train/batch"] = self.pace.size(progress.step - 1)
         if self.guard.skipped:
             values["train/skipped"] = self.guard.skipped
         self.run.figures(progress.step, values)
@@ -332,7 +334,7 @@ class Trainer:
             self.config,
             {
                 "step": self.progress.step,
-                "images": self.progress.step * self.settings.batch,
+                "images": self.pace.seen(self.progress.step),
                 "seconds": self.progress.seconds,
                 "reported": list(self.reported),
                 "scaler": self.scaler.state_dict(),

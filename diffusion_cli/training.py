@@ -30,6 +30,7 @@ from diffusion_cli.objectives import Objective
 from diffusion_cli.objectives.captions import captions
 from diffusion_cli.objectives.denoising import spread
 from diffusion_cli.optimizers import Optimizer
+from diffusion_cli.pace import Pace
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.profiling import profiled
 from diffusion_cli.randomness import Source
@@ -117,7 +118,7 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
         watch = watch_of(plan, pictures, held_out, facts, compute) if group.me.first else None
         trainer = Trainer(
             objective,
-            Batches(pictures, settings.batch, root.seed, dataset.flip, compute.device, group.me.rank, group.me.world),
+            Batches(pictures, settings.pace, root.seed, dataset.flip, compute.device, group.me.rank, group.me.world),
             held_out,
             build(node["optimizer"], Optimizer, "optimizer", trust=root.trust),
             build(node["ema"], EMA, "ema", trust=root.trust),
@@ -136,7 +137,7 @@ def _train(plan: Plan, group: Group) -> dict[str, float]:
         if start is None:
             run.text("config", "```yaml\n" + yaml.safe_dump(saved["config"], sort_keys=False) + "```")
         with (
-            profiled(run, objective.network, settings.batch, compute) if root.profile else nullcontext() as tick,
+            profiled(run, objective.network, settings.pace.size(step), compute) if root.profile else nullcontext() as tick,
             watching(settings.stall, group.hangs) as group.watch,
         ):
             figures = trainer.fit(start, tick)
@@ -243,7 +244,7 @@ def _draw_data(node: dict[str, Any], dataset: Dataset, folder: Path, trust: tupl
     pictures = dataset.load("train")
     assert pictures is not None
     schedule = build(node["schedule"], Schedule, "schedule", trust=trust)
-    batches = Batches(pictures, node["trainer"]["batch"], node["seed"], dataset.flip)
+    batches = Batches(pictures, Pace(node["trainer"]["batch"]), node["seed"], dataset.flip)
     x0 = next(batches.starting_at(0)).x[:8]
     noise = schedule.noise(Source(node["seed"], torch.arange(len(x0))), "preview", x0.shape[1:])
     named = {"clean": to_uint8(x0)}

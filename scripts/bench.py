@@ -191,10 +191,11 @@ class Pair:
         from diffusion_cli.data import Batches, Pictures
         from diffusion_cli.ema import EMA
         from diffusion_cli.optimizers import Optimizer
+        from diffusion_cli.pace import Pace
         from diffusion_cli.trainer import Trainer
 
         node, images = self.plan.node, torch.randint(0, 256, (10_000, 3, 32, 32), dtype=torch.uint8)
-        batches = Batches(Pictures(images), self.work.train, 0, flip=True, device=self.compute.device)
+        batches = Batches(Pictures(images), Pace(self.work.train), 0, flip=True, device=self.compute.device)
         recipe, average = build(node["optimizer"], Optimizer, "optimizer"), build(node["ema"], EMA, "ema")
         # no folder of a run and no config to save: only its step is called
         parts = (objective, batches, None, recipe, average, None, self.plan.trainer, self.compute, 0, {})

@@ -34,13 +34,14 @@ def ours(data: str, batch: int, memory: float, workers: int) -> Iterator[Tensor]
     from diffusion_cli import config
     from diffusion_cli.build import build
     from diffusion_cli.data import Batches, Dataset
+    from diffusion_cli.pace import Pace
 
     words = ["dataset=cifar10", f"dataset.path={data}", f"dataset.memory={memory}", f"dataset.workers={workers}"]
     with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         node = config.plain(hydra.compose("train", words))["dataset"]
     pictures = build(node, Dataset, "dataset").load("train")
     assert pictures is not None
-    for each in Batches(pictures, batch, 0, flip=True).starting_at(0):
+    for each in Batches(pictures, Pace(batch), 0, flip=True).starting_at(0):
         yield each.x
 
 

@@ -88,7 +88,7 @@ def ours(words: Sequence[str], pictures: Pictures) -> Learner:
     objective = objective_of(plan.node, facts)
     compute.prepare(objective.network)
     recipe, average = build(plan.node["optimizer"], Optimizer, "optimizer"), build(plan.node["ema"], EMA, "ema")
-    batches = Batches(pictures, plan.trainer.batch, 0)
+    batches = Batches(pictures, plan.trainer.pace, 0)
     # no folder of a run and no config to save: only its step is called
     trainer = Trainer(objective, batches, None, recipe, average, None, plan.trainer, compute, 0, {})  # type: ignore[arg-type]
     endless = batches.starting_at(0)

@@ -28,6 +28,7 @@ from diffusion_cli.data.pixels import to_uint8
 from diffusion_cli.devices import choose
 from diffusion_cli.finding import find
 from diffusion_cli.optimizers import Optimizer
+from diffusion_cli.pace import Pace
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.randomness import Source
 from diffusion_cli.samplers import last
@@ -45,7 +46,7 @@ def training(found: Trained, pictures: Pictures, cache: bool, device: torch.devi
     objective = objective_of(node, found.config["facts"], stages=stages_of(found)).to(device)
     objective.meet(pictures, device, node["dataset"]["flip"])
     optimizer = build(node["optimizer"], Optimizer, "optimizer").make(objective.parameters())
-    batches = Batches(pictures, BATCH, 0, node["dataset"]["flip"], device).starting_at(0)
+    batches = Batches(pictures, Pace(BATCH), 0, node["dataset"]["flip"], device).starting_at(0)
     slots, steps = torch.arange(BATCH, device=device), count()
 
     def step() -> None:

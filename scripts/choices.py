@@ -6,7 +6,7 @@
 The case `plain` is the measure: of every figure, the mean over the seeds, their spread (standard deviation), and by how many
 percent a case is lower than plain with the same seed, which begins from the same weights, sees the same pictures and is sampled
 from the same noise: the geometric mean over the seeds and its spread, in bold where a paired t-test of the logarithms gives
-p < 0.05. All cases train on as many pictures; the last column says how many network FLOPs a case takes for each, beside plain.
+p < 0.05. The last column says how many network FLOPs the training of a case takes, beside that of plain.
 """
 
 import argparse
@@ -22,9 +22,9 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import ttest_1samp
 
-from diffusion_cli import drawing
+from diffusion_cli import checkpoint, drawing
 from diffusion_cli.errors import UserError
-from diffusion_cli.finding import find, load_denoiser
+from diffusion_cli.finding import load_denoiser
 from diffusion_cli.profiling import flops
 from diffusion_cli.status import status_of
 from diffusion_cli.sweeps.table import record
@@ -36,7 +36,7 @@ TITLES = {"x0_mse": "held-out error", "fd": "feature distance", "kid": "KID"}
 
 @dataclass(frozen=True)
 class Case:
-    """figures: of each seed, by name; cost: network FLOPs of training for a picture."""
+    """figures: of each seed, by name; cost: network FLOPs of its training."""
 
     name: str
     figures: Mapping[str, Mapping[str, float]]
@@ -76,9 +76,10 @@ def figures_of(runs: Mapping[str, Path]) -> dict[str, dict[str, float]]:
 
 
 def cost_of(run: Path) -> float:
-    """FLOPs of a picture in training: three times a question's (forward, and backward by inputs and by weights)."""
-    denoiser, node = load_denoiser(find(run), "raw"), yaml.safe_load((run / "config.yaml").read_text())
-    return (3 + node["objective"].get("self_conditioning", 0.0)) * flops(denoiser.network)
+    """FLOPs of all its pictures: of each three times a question's (forward, and backward by inputs and by weights)."""
+    found, node = checkpoint.load(checkpoint.folders(run / "checkpoints")[0]), yaml.safe_load((run / "config.yaml").read_text())
+    question = flops(load_denoiser(found, "raw").network)
+    return float((3 + node["objective"].get("self_conditioning", 0.0)) * question * found.state["images"])
 
 
 def page(cases: Sequence[Case]) -> str:

@@ -14,6 +14,7 @@ from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.ema import Power, exponent, update
 from diffusion_cli.errors import ConfigError, StorageError
 from diffusion_cli.finding import find, load_denoiser, plain_weights
+from diffusion_cli.pace import Pace
 
 BASE = ("ema=power", "ema.every=4", "trainer.steps=40", "trainer.save_every=20", "optimizer.lr=0.01")
 
@@ -46,7 +47,7 @@ def tracked(path: torch.Tensor, rule: Power, batch: int = 8) -> torch.Tensor:
     found = []
     for n, weights in enumerate(path, 1):
         module.weight.data.copy_(weights)
-        update(shadow, module, rule.beta(n * batch, batch))
+        update(shadow, module, rule.beta(n - 1, Pace(batch)))
         found.append(shadow.weight.detach()[0].clone())
     return torch.stack(found)
 
@@ -132,7 +133,7 @@ def test_an_earlier_checkpoint_uses_what_was_before_it(run: Path, monkeypatch: p
     original = averages.combination
     monkeypatch.setattr(averages, "combination", lambda known, *more: seen.append(known) or original(known, *more))
     plain_weights(find(run / "checkpoints" / "step_00000020"), 0.08)
-    assert {step for step, _ in seen[0]} == {4, 8, 12, 16, 20}
+    assert {images for images, _ in seen[0]} == {8 * step for step in (4, 8, 12, 16, 20)}
 
 
 @pytest.mark.parametrize("weights", [1e-9, 0.29, 5.0])

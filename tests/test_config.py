@@ -122,7 +122,7 @@ def two_steps(plan: Plan) -> list[torch.Tensor]:
     objective = objective_of(plan.node, facts)
     adapt(objective, plan.node)
     optimizer, average = build(plan.node["optimizer"], Optimizer, "optimizer"), build(plan.node["ema"], EMA, "ema")
-    batches = Batches(pictures, plan.trainer.batch, plan.root.seed, flip=True)
+    batches = Batches(pictures, plan.trainer.pace, plan.root.seed, flip=True)
     compute = Compute(torch.device("cpu"), None, False)
     trainer = Trainer(objective, batches, None, optimizer, average, None, plan.trainer, compute, 0, {})  # type: ignore[arg-type]
     flat = lambda: torch.cat([p.detach().flatten().clone() for p in objective.parameters()])  # noqa: E731

@@ -30,6 +30,7 @@ from diffusion_cli.data.decoding import Unreadable, decode
 from diffusion_cli.data.pictures import Arrays, Streamed
 from diffusion_cli.data.pixels import to_float, to_uint8
 from diffusion_cli.errors import DataError
+from diffusion_cli.pace import Pace
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared" / "data"
@@ -569,26 +570,26 @@ def small(count=10, labels=True):
 
 def test_a_batch_holds_its_pictures():
     pictures = small()
-    for batch in first(Batches(pictures, 4, seed=0), 5):
+    for batch in first(Batches(pictures, Pace(4), seed=0), 5):
         assert batch.x.dtype == torch.float32 and batch.x.shape == (4, 3, 8, 8)
         assert torch.equal(batch.x, to_float(pictures.images[batch.ids]))
         assert torch.equal(batch.label, pictures.labels[batch.ids])
-    assert first(Batches(small(labels=False), 4, seed=0), 1)[0].label is None
+    assert first(Batches(small(labels=False), Pace(4), seed=0), 1)[0].label is None
 
 
 @pytest.mark.parametrize("size", [4, 10, 25])  # within an epoch, exactly one, two and a half
 def test_each_epoch_visits_each_picture_once(size):
-    batches = first(Batches(small(), size, seed=3), 50)
+    batches = first(Batches(small(), Pace(size), seed=3), 50)
     visits = torch.cat([batch.ids for batch in batches])
     epochs = visits[: len(visits) // 10 * 10].view(-1, 10)
     assert (epochs.sort(dim=1).values == torch.arange(10)).all()
     assert not torch.equal(epochs[0], epochs[1])
-    assert not torch.equal(epochs[0], torch.cat([batch.ids for batch in first(Batches(small(), size, seed=4), 5)])[:10])
+    assert not torch.equal(epochs[0], torch.cat([batch.ids for batch in first(Batches(small(), Pace(size), seed=4), 5)])[:10])
 
 
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_starting_at_a_step_continues_the_run_exactly(step):
-    batches = Batches(small(), 4, seed=1, flip=True)
+    batches = Batches(small(), Pace(4), seed=1, flip=True)
     through = first(batches, step + 3)[step:]
     assert all(map(same, through, first(batches, 3, start=step)))
 
@@ -598,23 +599,23 @@ def test_streamed_batches_are_the_ones_in_memory(workers):
     pictures = small()
     from_disk = Pictures(streamed(workers=workers), pictures.labels, pictures.classes)
     for start in (0, 5):
-        expected = first(Batches(pictures, 4, seed=1, flip=True), 6, start)
-        assert all(map(same, expected, first(Batches(from_disk, 4, seed=1, flip=True), 6, start)))
+        expected = first(Batches(pictures, Pace(4), seed=1, flip=True), 6, start)
+        assert all(map(same, expected, first(Batches(from_disk, Pace(4), seed=1, flip=True), 6, start)))
 
 
 def test_processes_share_a_batch():
-    whole = first(Batches(small(), 4, seed=1, flip=True), 3)
-    parts = [first(Batches(small(), 4, seed=1, flip=True, rank=rank, world=2), 3) for rank in (0, 1)]
+    whole = first(Batches(small(), Pace(4), seed=1, flip=True), 3)
+    parts = [first(Batches(small(), Pace(4), seed=1, flip=True, rank=rank, world=2), 3) for rank in (0, 1)]
     for expected, one, two in zip(whole, *parts, strict=True):
         assert torch.equal(expected.x, torch.cat([one.x, two.x])) and torch.equal(expected.ids, torch.cat([one.ids, two.ids]))
     with pytest.raises(ValueError, match="5 pictures cannot be shared equally by 2"):
-        Batches(small(), 5, seed=1, world=2)
+        Batches(small(), Pace(5), seed=1, world=2)
 
 
 def test_half_of_the_pictures_are_flipped_left_to_right():
     pictures = small()
     flipped = 0
-    for batch in first(Batches(pictures, 100, seed=0, flip=True), 20):
+    for batch in first(Batches(pictures, Pace(100), seed=0, flip=True), 20):
         x = to_float(pictures.images[batch.ids])
         as_is, mirrored = ((batch.x == y).flatten(1).all(1) for y in (x, x.flip(-1)))
         assert (as_is ^ mirrored).all()
@@ -633,15 +634,15 @@ class Damaged(Arrays):
 def test_a_bad_picture_in_the_stream_gives_its_place_to_the_next(workers):
     pictures = small()
     source = Damaged(colours())
-    batches = Batches(Pictures(streamed(workers=workers, max_bad=0.2, source=source), pictures.labels), 5, seed=0)
-    intact = Batches(pictures, 5, seed=0)
+    batches = Batches(Pictures(streamed(workers=workers, max_bad=0.2, source=source), pictures.labels), Pace(5), seed=0)
+    intact = Batches(pictures, Pace(5), seed=0)
     for batch, expected in zip(first(batches, 6), first(intact, 6), strict=True):
         ids = torch.where((expected.ids == 3) | (expected.ids == 4), 5, expected.ids)
         assert torch.equal(batch.ids, ids) and torch.equal(batch.label, pictures.labels[ids])
         assert torch.equal(batch.x, to_float(pictures.images[ids]))
     assert sorted(batches.skipped) == ["row 3", "row 4"]
     with pytest.raises(DataError, match=r"2 of 10 pictures cannot be read, more than dataset.max_bad=0.1"):
-        first(Batches(Pictures(streamed(workers=workers, max_bad=0.1, source=source)), 5, seed=0), 6)
+        first(Batches(Pictures(streamed(workers=workers, max_bad=0.1, source=source)), Pace(5), seed=0), 6)
 
 
 class Deadly(Arrays):
@@ -653,7 +654,7 @@ class Deadly(Arrays):
 
 def test_a_dead_worker_is_one_line():
     with pytest.raises(DataError, match=r"a process that decodes pictures died.*dataset.workers=") as raised:
-        first(Batches(Pictures(streamed(workers=1, source=Deadly(colours()))), 5, seed=0), 1)
+        first(Batches(Pictures(streamed(workers=1, source=Deadly(colours()))), Pace(5), seed=0), 1)
     assert "\n" not in str(raised.value)
 
 
@@ -676,10 +677,10 @@ def test_a_dead_worker_is_replaced_at_the_same_position(workers, tmp_path, capfd
     """One that dies while it is waited for, and then all of them, one time after the other, while something else is done."""
     monkeypatch.setattr(streaming, "available_cores", lambda: workers)
     batches = Batches(
-        Pictures(streamed(workers=workers, source=Mortal(colours(), tmp_path))), 4, seed=1, flip=True
+        Pictures(streamed(workers=workers, source=Mortal(colours(), tmp_path))), Pace(4), seed=1, flip=True
     ).starting_at(0)
     before = signal.getsignal(signal.SIGCHLD)
-    for number, expected in enumerate(first(Batches(small(labels=False), 4, seed=1, flip=True), 12)):
+    for number, expected in enumerate(first(Batches(small(labels=False), Pace(4), seed=1, flip=True), 12)):
         assert same(next(batches), expected)
         assert signal.getsignal(signal.SIGCHLD) is before, "a death ends nothing but a wait for pictures"
         if number in (5, 6, 9):
@@ -715,14 +716,14 @@ class Signalled(Arrays):
 
 
 def test_workers_leave_signals_to_the_run():
-    batches = Batches(Pictures(streamed(workers=2, source=Signalled(colours()))), 4, seed=1)
-    assert all(map(same, first(batches, 6), first(Batches(small(labels=False), 4, seed=1), 6)))
+    batches = Batches(Pictures(streamed(workers=2, source=Signalled(colours()))), Pace(4), seed=1)
+    assert all(map(same, first(batches, 6), first(Batches(small(labels=False), Pace(4), seed=1), 6)))
 
 
 def test_a_set_over_the_memory_limit_is_streamed():
     held, on_disk = (Digits(size=8, channels=1, memory=memory, workers=0).load() for memory in (2, 0))
     assert isinstance(on_disk.images, Streamed) and on_disk.images.shape == tuple(held.images.shape)
-    assert same(first(Batches(held, 8, seed=0), 1)[0], first(Batches(on_disk, 8, seed=0), 1)[0])
+    assert same(first(Batches(held, Pace(8), seed=0), 1)[0], first(Batches(on_disk, Pace(8), seed=0), 1)[0])
 
 
 def test_the_fingerprint_sees_one_pixel_and_one_label():

@@ -169,6 +169,7 @@ def test_two_are_one(one: Path, tmp_path: Path) -> None:
     ("words", "alone"),
     [
         (("model.dropout=0.3",), "trainer.accumulate=2"),
+        (("trainer.batch_doublings=[16]", "dataset.flip=true", "model.dropout=0.3"), "trainer.accumulate=2"),
         (("loss/times=importance", "loss.times.buckets=2", "loss.times.memory=2"), "trainer.accumulate=1"),
     ],
 )

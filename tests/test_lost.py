@@ -25,15 +25,16 @@ WAYS = {
 FAULTY = f"""
 import os, signal, time
 from pathlib import Path
-from diffusion_cli.optimizers import AdamW
+from diffusion_cli.pace import Pace
+from diffusion_cli.optimizers import ONE, AdamW
 
 class Faulty(AdamW):
-    def rate(self, step: int, total: int, batch: int = 1) -> float:
+    def rate(self, step: int, total: int, pace: Pace = ONE) -> float:
         when = Path(os.environ["FAULT"])
         if step == {STEP} and os.environ["RANK"] == os.environ["FAULT_RANK"] and not when.exists():
             when.write_text(str(time.time()))
             WHAT
-        return super().rate(step, total, batch)
+        return super().rate(step, total, pace)
 """
 STARTS = {
     "processes": [TRAIN, "distributed.processes=2"],

@@ -246,12 +246,13 @@ def test_uvit_refuses_an_even_depth():
 
 
 def test_the_transformer_is_as_large_as_its_paper_says():
-    """Li and He 2025, table of sizes, at 256 pixels, patches of 16 and 1000 classes: JiT-B 131M, L 459M, H 953M. Theirs have 32
-    tokens of the class beside the patches, and their fixed positions are counted."""
+    """Li and He 2025, table of sizes, at 256 pixels, patches of 16 and 1000 classes: JiT-B 131M, L 459M, H 953M. Their
+    fixed positions are counted."""
     sizes = {(768, 12, 12, 128): 131, (1024, 24, 16, 128): 459, (1280, 32, 16, 256): 953}
     for (width, depth, heads, bottleneck), millions in sizes.items():
         keys = {"patch_size": 16, "width": width, "depth": depth, "heads": heads, "bottleneck": bottleneck}
-        assert round((whole("transformer", 3, 256, 1000, **keys) + (32 + 256) * width) / 1e6) == millions
+        keys |= {"class_tokens": 32, "class_start": 4}
+        assert round((whole("transformer", 3, 256, 1000, **keys) + 256 * width) / 1e6) == millions
     assert 1.8e6 < whole("transformer_small", 1, 28, 0) < 1.9e6 and 32e6 < whole("transformer", 3, 32, 0) < 33e6
 
 
@@ -265,8 +266,10 @@ def test_turning_says_how_far_and_not_where():
     assert (at(q, 5, 5).norm() - q.norm()).abs() < 1e-5
 
 
-def test_the_transformer_is_the_papers_formula():
-    network = stir(make("transformer", 1, 8, NULL, bottleneck=6), seed=3).eval()  # width 32, 2 heads of 16
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_the_transformer_is_the_papers_formula(tokens):
+    keys = {"bottleneck": 6, "class_tokens": tokens, "class_start": 1}
+    network = stir(make("transformer", 1, 8, NULL, **keys), seed=3).eval()  # width 32, 2 heads of 16, 2 blocks
     x, time = batch(1, 8)
     labels = torch.tensor([1, NULL])
 
@@ -276,9 +279,9 @@ def test_the_transformer_is_the_papers_formula():
     places = [(row, column) for row in (0, 1) for column in (0, 1)]
     turns = torch.tensor([[axis * 10000 ** (-i / 4) for axis in place for i in range(4)] for place in places])  # [N, 8]
 
-    def turn(h):  # as complex numbers [B, N, heads, 8]
-        z = torch.complex(h[..., :8], h[..., 8:]) * torch.polar(torch.ones(4, 8), turns)[:, None]
-        return torch.cat([z.real, z.imag], -1)
+    def turn(h):  # the patches, which are the last four, as complex numbers [B, N, heads, 8]
+        z = torch.complex(h[:, -4:, :, :8], h[:, -4:, :, 8:]) * torch.polar(torch.ones(4, 8), turns)[:, None]
+        return torch.cat([h[:, :-4], torch.cat([z.real, z.imag], -1)], 1)
 
     def attend(part, h):
         q, k, v = (one.unflatten(-1, (2, 16)) for one in part.qkv(h).chunk(3, dim=-1))  # [B, N, heads, d]
@@ -294,12 +297,14 @@ def test_the_transformer_is_the_papers_formula():
     patches = torch.stack([x[:, :, i : i + 4, j : j + 4].flatten(1) for i in (0, 4) for j in (0, 4)], dim=1)
     place = models.dit.positions(2, 32, x.device)
     h = network.patches_in[1](patches @ network.patches_in[0].weight.T) + place
-    for block in network.blocks:
+    for k, block in enumerate(network.blocks):
+        if tokens and k == 1:
+            h = torch.cat([network.class_embedding.weight[labels][:, None] + network.class_places, h], 1)
         shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(c)[:, None].chunk(6, dim=-1)
         h = h + gate1 * attend(block.attention, norm(h, block.norm1.weight) * (1 + scale1) + shift1)
         h = h + gate2 * gated(block.mlp, norm(h, block.norm2.weight) * (1 + scale2) + shift2)
     shift, scale = network.modulation_out(c)[:, None].chunk(2, dim=-1)
-    h = norm(h, network.norm_out.weight) * (1 + scale) + shift
+    h = norm(h[:, -4:], network.norm_out.weight) * (1 + scale) + shift
     a, b, c, d = network.patches_out(h).unflatten(2, (1, 4, 4)).unbind(1)
     expected = torch.cat([torch.cat([a, b], dim=3), torch.cat([c, d], dim=3)], dim=2)
     with torch.no_grad():
@@ -309,3 +314,10 @@ def test_the_transformer_is_the_papers_formula():
 def test_the_transformer_refuses_heads_that_cannot_be_placed():
     with pytest.raises(ValueError, match="heads is 16: places in two dimensions"):
         make("transformer", 3, 32, heads=16)
+
+
+def test_tokens_that_nothing_reads_are_refused():
+    with pytest.raises(ValueError, match=r"class_tokens is 4, and no block would read them: give dataset\.labels=true"):
+        make("transformer", 3, 32, class_tokens=4)
+    with pytest.raises(ValueError, match="choose a class_start below 2, or class_tokens=0"):
+        make("transformer", 3, 32, 5, class_tokens=4, class_start=2)

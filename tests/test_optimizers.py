@@ -14,6 +14,7 @@ from diffusion_cli import ema
 from diffusion_cli.ema import HalfLife, Latest, update
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.optimizers import AdamW, Constant, Cosine, Decay, InverseSqrt, Late, Linear, Muon, Steps
+from diffusion_cli.pace import Pace
 
 DECAYS: list[Decay] = [Constant(), Linear(), Cosine(), Late(0.3), Late(0.0), Late(1.0), Steps(7, 0.5, 0.1), InverseSqrt(9)]
 
@@ -35,7 +36,7 @@ def test_factors_at_known_places() -> None:
     assert [round(Cosine().factor(s, 8), 12) for s in (0, 4, 8, 99)] == [1, 0.5, 0, 0]
     assert math.isclose(Cosine().factor(2, 8), (1 + math.cos(math.pi / 4)) / 2)
     assert [round(Late(0.25).factor(s, 100), 12) for s in (0, 75, 80, 90, 100, 101)] == [1, 1, 0.8, 0.4, 0, 0]
-    assert [round(1 / InverseSqrt(1200).factor(s, 10, 12), 12) for s in (0, 99, 100, 400, 900)] == [1, 1, 1, 2, 3]
+    assert [round(1 / InverseSqrt(1200).factor(s, 10, Pace(12)), 12) for s in (0, 99, 100, 400, 900)] == [1, 1, 1, 2, 3]
     assert [Steps(5, 0.5, 0.2).factor(s, 99) for s in (0, 4, 5, 9, 10, 14, 15, 1000)] == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2]
 
 
@@ -51,9 +52,9 @@ def test_a_ramp_counted_in_pictures_is_the_same_at_any_batch() -> None:
     for batch in (1, 32, 128):
         for seen in (128, 1280, 3200, 6400, 12800):
             wanted = 1e-3 * min(seen / 3200, 1) / math.sqrt(max((seen - batch) / 6400, 1))
-            assert made.rate(seen // batch - 1, 2**62, batch) == pytest.approx(wanted, rel=1e-12)
+            assert made.rate(seen // batch - 1, 2**62, Pace(batch)) == pytest.approx(wanted, rel=1e-12)
     both = AdamW(1e-3, (0.9, 0.999), 1e-8, 0.0, 50, None, Constant(), warmup_images=3200)
-    assert both.rate(9, 100, 32) == pytest.approx(1e-4) and both.rate(9, 100, 128) == pytest.approx(2e-4)
+    assert both.rate(9, 100, Pace(32)) == pytest.approx(1e-4) and both.rate(9, 100, Pace(128)) == pytest.approx(2e-4)
 
 
 def test_after_a_round_of_the_tutorial_the_rate_is_nine_tenths() -> None:
@@ -173,7 +174,7 @@ def averaged(beta: float, values: list[float], first: float = 0.0) -> float:
 
 def test_half_of_the_average_is_older_than_the_half_life() -> None:
     """1000 images in batches of 50: after 20 updates the first value weighs a half."""
-    beta = HalfLife(1000, 0.0).beta(10**6, 50)
+    beta = HalfLife(1000, 0.0).beta(10**6, Pace(50))
     assert beta == pytest.approx(0.5 ** (50 / 1000), abs=1e-15)
     assert averaged(beta, [0.0] * 20, first=1.0) == pytest.approx(0.5, abs=1e-5)
     assert averaged(beta, [0.0] * 40, first=1.0) == pytest.approx(0.25, abs=1e-5)
@@ -181,27 +182,27 @@ def test_half_of_the_average_is_older_than_the_half_life() -> None:
 
 def test_half_life_is_in_images_whatever_the_batch() -> None:
     for batch in (1, 8, 200):
-        assert HalfLife(1000, 0.0).beta(10**6, batch) ** (1000 / batch) == pytest.approx(0.5, abs=1e-12)
+        assert HalfLife(1000, 0.0).beta(10**6, Pace(batch)) ** (1000 / batch) == pytest.approx(0.5, abs=1e-12)
 
 
 def test_rampup_shortens_the_average_at_the_start() -> None:
     average = HalfLife(500_000, 0.05)
-    assert average.beta(100, 100) == pytest.approx(0.5**20, abs=1e-12), "half-life 5 images: the start is forgotten"
-    assert average.beta(10**6, 100) == pytest.approx(0.5 ** (100 / 50_000), abs=1e-12)
-    assert average.beta(10**9, 100) == pytest.approx(0.5 ** (100 / 500_000), abs=1e-12)
-    betas = [average.beta(n, 100) for n in range(100, 10**6, 5000)]
+    assert average.beta(0, Pace(100)) == pytest.approx(0.5**20, abs=1e-12), "half-life 5 images: the start is forgotten"
+    assert average.beta(10**4 - 1, Pace(100)) == pytest.approx(0.5 ** (100 / 50_000), abs=1e-12)
+    assert average.beta(10**7, Pace(100)) == pytest.approx(0.5 ** (100 / 500_000), abs=1e-12)
+    betas = [average.beta(n, Pace(100)) for n in range(0, 10**4, 50)]
     assert betas == sorted(betas)
 
 
 def test_decay_and_its_warmup() -> None:
-    assert ema.Decay(0.99, False).beta(1, 8) == 0.99
-    assert ema.Decay(0.9999, True).beta(8 * 5, 8) == pytest.approx(6 / 15, abs=1e-12)
-    assert ema.Decay(0.9999, True).beta(8 * 10**7, 8) == 0.9999
+    assert ema.Decay(0.99, False).beta(0, Pace(8)) == 0.99
+    assert ema.Decay(0.9999, True).beta(4, Pace(8)) == pytest.approx(6 / 15, abs=1e-12)
+    assert ema.Decay(0.9999, True).beta(10**7, Pace(8)) == 0.9999
 
 
 def test_latest_is_the_newest_to_the_bit() -> None:
     shadow, module = nn.Linear(9, 9), nn.Linear(9, 9)
-    update(shadow, module, Latest().beta(8, 8))
+    update(shadow, module, Latest().beta(0, Pace(8)))
     assert torch.equal(shadow.weight, module.weight) and torch.equal(shadow.bias, module.bias)
 
 

@@ -25,12 +25,12 @@ FLOORS = {
     "guard parts gradients capture group pulse sharding progress profiling recomputing stall winograd pairs",
     2: "denoiser losses samplers guidance editing walking noisy_classifier adapters",
     1: "models data codecs conditioning vision",
-    0: "schedules coloured beta_curves predictions randomness errors ranges signatures options collectives",
+    0: "schedules coloured beta_curves predictions randomness errors ranges signatures options collectives pace",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 STRANGERS = {"models": {"schedules", "predictions"}}  # a network knows tensors, never schedules
 TORCH_FREE = [
-    "cli", "config", "errors", "help", "pairs", "ranges", "settings", "signatures", "status",
+    "cli", "config", "errors", "help", "pace", "pairs", "ranges", "settings", "signatures", "status",
     *(f"sweeps.{file.stem}" for file in sorted((PACKAGE / "sweeps").glob("[a-z]*.py"))),
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "datasets", "diffusers", "matplotlib", "pandas", "tensorboard"}

@@ -44,6 +44,7 @@ CELLS = {
     "self-conditioned": ("objective.self_conditioning=0.5", "model.dropout=0.2", "dataset.labels=true"),
     "importance": ("loss=importance", "loss.times.buckets=4", "loss.times.memory=2", "model.dropout=0.2"),
     "learned": ("loss=learned", "schedule=edm", "prediction=edm", "dataset.flip=true"),
+    "doubled": ("trainer.batch_doublings=[20,60]", "trainer.accumulate=2", "dataset.flip=true", "model.dropout=0.2"),
     "power": ("ema=power", "ema.every=2"),
     "augmented": ("objective/augment=edm", "objective.augment.p=0.5", "objective.self_conditioning=0.5"),
     "terms": ("objective/term=dispersive", "trainer.accumulate=2", "loss=importance", "loss.times.buckets=4"),

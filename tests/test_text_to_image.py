@@ -23,6 +23,7 @@ from diffusion_cli.finding import find, load_denoiser
 from diffusion_cli.guidance import CFG
 from diffusion_cli.objectives.denoising import Denoising
 from diffusion_cli.objectives.kept import kept
+from diffusion_cli.pace import Pace
 from diffusion_cli.randomness import Source
 from diffusion_cli.runs import cache_home
 from diffusion_cli.sampling import sample
@@ -115,7 +116,7 @@ def test_what_is_kept_is_what_would_be_made(place: Place) -> None:
             for p in objective.parameters():
                 p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
         objective.eval().meet(pictures, torch.device("cpu"), True)
-        batch = next(Batches(pictures, 16, 0, flip=True).starting_at(3))
+        batch = next(Batches(pictures, Pace(16), 0, flip=True).starting_at(3))
         assert batch.mirrored is not None and 0 < batch.mirrored.sum() < 16
         losses.append(objective.loss(batch, Source(0, torch.arange(16), 3))[0])
     assert (losses[0] - losses[1]).abs().max() < 1e-4 * losses[0].abs().max()

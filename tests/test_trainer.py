@@ -194,7 +194,7 @@ def test_a_finished_run_says_so_and_does_nothing(tmp_path: Path, capsys: pytest.
 
 FROZEN = ["seed=1", "trainer.batch=4", "model.width=16", "schedule=cosine", "prediction=v", "loss/norm=mae", "optimizer.lr=0.1",
           "optimizer=adamw", "ema=none", "dataset.limit=30", "dataset.flip=true", "dataset.labels=true",
-          "trainer.accumulate=2"]  # fmt: skip
+          "trainer.accumulate=2", "trainer.batch_doublings=[16]"]  # fmt: skip
 FREE = ["trainer.steps=5", "trainer.report_every=3", "trainer.save_every=1", "trainer.keep=1", "sampler=ddim sampler.steps=3",
         "trainer.preview=2", "dataset.workers=1", "precision=fp32", "trust=[x]"]  # fmt: skip
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion_cli.data.pictures import Pictures, Skipped, Streamed
 from diffusion_cli.data.pixels import to_float
+from diffusion_cli.pace import Pace
 from diffusion_cli.randomness import Source, visited
 
 
@@ -34,7 +35,7 @@ class Batch:
 class Batches:
     """The endless sequence of batches.
 
-    size: pictures in a batch, over all processes; process `rank` of `world` gets its own part of every batch, slots
+    pace: pictures in a batch, over all processes; process `rank` of `world` gets its own part of every batch, slots
     rank * size / world and following. flip: mirror each picture left to right with probability 1/2. Raises DataError when a
     worker dies or more pictures than allowed cannot be read (streamed pictures only: others were checked when read).
     """
@@ -42,19 +43,18 @@ class Batches:
     def __init__(
         self,
         pictures: Pictures,
-        size: int,
+        pace: Pace,
         seed: int,
         flip: bool = False,
         device: torch.device | str = "cpu",
         rank: int = 0,
         world: int = 1,
     ):
-        if size % world:
-            raise ValueError(f"a batch of {size} pictures cannot be shared equally by {world} processes")
-        self.size, self.seed, self.flip, self.device = size, seed, flip, torch.device(device)
+        if pace.batch % world:
+            raise ValueError(f"a batch of {pace.batch} pictures cannot be shared equally by {world} processes")
+        self.pace, self.seed, self.flip, self.device = pace, seed, flip, torch.device(device)
+        self.rank, self.world = rank, world
         self.pictures, self.images = pictures, pictures.images
-        self.slots = torch.arange(size // world) + rank * (size // world)  # [B], places in the global batch
-        self.source = Source(seed, self.slots.to(self.device))
         self.skipped: dict[str, Skipped] = {}  # met while streaming, by name
         if isinstance(self.images, Tensor) and _fits(self.images, self.device):
             self.images = self.images.to(self.device)
@@ -66,7 +66,8 @@ class Batches:
 
     def _ids(self, step: int) -> Tensor:
         """[B] int64: the pictures of this process in batch number `step`."""
-        return visited(self.seed, step * self.size, self.size, len(self.pictures))[self.slots]
+        own = self.pace.size(step) // self.world
+        return visited(self.seed, self.pace.seen(step) + self.rank * own, own, len(self.pictures))
 
     def _gathered(self, images: Tensor, step: int) -> Iterator[Batch]:
         while True:
@@ -92,7 +93,8 @@ class Batches:
         pixels, ids = pixels.to(self.device, non_blocking=True), ids.to(self.device, non_blocking=True)
         flipped = None
         if self.flip:
-            flipped = self.source.at(step).uniform("flip") < 0.5  # [B]
+            slots = self.rank * len(ids) + torch.arange(len(ids), device=self.device)  # [B], places in the global batch
+            flipped = Source(self.seed, slots, step).uniform("flip") < 0.5  # [B]
             mask = (flipped.to(torch.uint8) * 255)[:, None, None, None]
             pixels = pixels ^ ((pixels ^ pixels.flip(-1)) & mask)  # torch.where on bytes takes five times as long on a CPU
         return Batch(to_float(pixels), None if self.labels is None else self.labels[ids], ids, flipped)

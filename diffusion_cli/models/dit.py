@@ -106,7 +106,9 @@ class AdaptiveBlock(nn.Module):
 
 class PatchTransformer(Told):
     """Patches through blocks that are told of time and condition, and back. patches_in: of a patch's numbers to the width;
-    block: makes one. Gates and the output start at zero. ValueError: patches that do not tile the picture."""
+    block: makes one; class_tokens: so many beside the patches from block number class_start on, each the vector of the class
+    and a learned one of its own. Gates and the output start at zero. ValueError: patches that do not tile the picture, tokens
+    that no block reads, or of no class."""
 
     def __init__(
         self,
@@ -125,6 +127,8 @@ class PatchTransformer(Told):
         patches_in: nn.Module,
         block: Callable[[], AdaptiveBlock],
         norm_out: nn.Module,
+        class_tokens: int = 0,
+        class_start: int = 0,
     ):
         super().__init__(
             channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times, variance_channels
@@ -134,6 +138,12 @@ class PatchTransformer(Told):
         self.patches_in = patches_in
         self.hear(TimeEmbedding(TIME_WAVES, width, "cos_sin", time_shift, two_times), width)
         self.blocks = nn.ModuleList(block() for _ in range(depth))
+        if class_tokens and (self.class_embedding is None or class_start >= depth):
+            instead = "give dataset.labels=true" if self.class_embedding is None else f"choose a class_start below {depth}"
+            raise ValueError(f"class_tokens is {class_tokens}, and no block would read them: {instead}, or class_tokens=0")
+        self.class_start, self.class_places = class_start, None
+        if class_tokens:
+            self.class_places = nn.Parameter(torch.empty(class_tokens, width))
         self.norm_out = norm_out
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patches_out = nn.Linear(width, (channels + variance_channels) * patch_size**2)
@@ -144,10 +154,13 @@ class PatchTransformer(Told):
         # Computed, not stored: a fixed table is no weight, and a buffer would be lost on the meta device.
         place = positions(self.rows, self.width, x.device)  # [N, D]
         h = self.patches_in(cut(x, self.patch_size)) + place  # [B, N, D]
-        for block in self.blocks:
-            h = block(h, c, text)  # [B, N, D]
+        for k, block in enumerate(self.blocks):
+            if self.class_places is not None and k == self.class_start:
+                tokens = self.class_embedding(self.labels(x, cond))[:, None, :] + self.class_places  # [B, class_tokens, D]
+                h = torch.cat([tokens, h], dim=1)  # [B, class_tokens + N, D]
+            h = block(h, c, text)  # [B, N, D], from there on with the tokens
         shift, scale = self.modulation_out(c).chunk(2, dim=1)  # each [B, D]
-        h = self.patches_out(modulate(self.norm_out(h), shift, scale))  # [B, N, C * p * p]
+        h = self.patches_out(modulate(self.norm_out(h[:, -len(place) :]), shift, scale))  # [B, N, C * p * p]
         return joined(h, self.rows, self.patch_size)  # [B, C, H, W]
 
     def _initialise(self) -> None:
@@ -157,6 +170,8 @@ class PatchTransformer(Told):
         nn.init.normal_(self.time_embedding.linear2.weight, std=0.02)
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=0.02)
+        if self.class_places is not None:
+            nn.init.normal_(self.class_places, std=0.02)
         zero = [*(block.modulation for block in self.blocks), self.modulation_out, self.patches_out]
         if self.text_embedding is not None:
             zero += [self.text_embedding.pooled, *(block.reading.out for block in self.blocks)]

@@ -8,8 +8,8 @@
 
 Li and He 2025, "Back to basics: let denoising generative models denoise" (JiT): a network of few wide patches has room for a
 picture but not for noise, so it is trained with prediction=x0. JiT-B/16 for 256 pixels is width 768, depth 12, 12 heads,
-bottleneck 128; L is 1024, 24, 16. Their tokens of the class beside the patches are left out. Yao et al. 2025 ("LightningDiT")
-renewed DiT for latents alike.
+bottleneck 128, 32 class_tokens from class_start 4; L is 1024, 24, 16, 128, 32, 8. Tokens of a class have no place and are not
+turned. Yao et al. 2025 ("LightningDiT") renewed DiT for latents alike.
 """
 
 from typing import Literal
@@ -49,7 +49,8 @@ class RMSNorm(nn.RMSNorm):
 
 
 class PlacedAttention(nn.Module):
-    """[B, N, D] to the same: every patch reads every other one, by what is in it and how far away it is."""
+    """[B, N, D] to the same: every patch reads every other one, by what is in it and how far away it is. What stands before the
+    rows * rows patches has no place."""
 
     def __init__(self, width: int, heads: int, rows: int):
         super().__init__()
@@ -60,7 +61,7 @@ class PlacedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).transpose(1, 3).unbind(2)  # each [B, heads, N, d]
-        angle = angles(self.rows, v.shape[3], x.device)  # [N, d / 2]
+        angle = nnf.pad(angles(self.rows, v.shape[3], x.device), (0, 0, x.shape[1] - self.rows**2, 0))  # [N, d / 2]
         q, k = turned(self.norm_q(q), angle).to(v), turned(self.norm_k(k), angle).to(v)
         return self.out(nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # [B, N, D]
 
@@ -80,9 +81,11 @@ class SwiGLU(nn.Module):
 
 class Transformer(PatchTransformer):
     """bottleneck: width between the two maps of a patch, which pays where a patch has many more numbers; None: one map.
-    mlp_ratio: what it would be of an MLP without gate, with as many weights. The other keys are DiT's.
+    mlp_ratio: what it would be of an MLP without gate, with as many weights. class_tokens: beside the patches, from block
+    number class_start on. The other keys are DiT's.
 
-    ValueError: patches that do not tile the picture, heads that do not divide the width, heads no multiple of 4 wide.
+    ValueError: patches that do not tile the picture, heads that do not divide the width, heads no multiple of 4 wide, tokens
+    that no block reads, or of no class.
     """
 
     def __init__(
@@ -103,6 +106,8 @@ class Transformer(PatchTransformer):
         bottleneck: PositiveInt | None = None,
         dropout: Rate = 0.0,
         time_shift: Literal[0, 1] = 0,
+        class_tokens: NonNegativeInt = 0,
+        class_start: NonNegativeInt = 0,
     ):
         check_patches(image_size, patch_size, width, heads)
         if width // heads % 4:
@@ -118,5 +123,5 @@ class Transformer(PatchTransformer):
             patches_in = nn.Sequential(nn.Linear(numbers, bottleneck, bias=False), nn.Linear(bottleneck, width))
         super().__init__(
             channels, image_size, num_classes, hint_channels, text_width, augment_width, two_times, variance_channels,
-            patch_size, width, time_shift, depth, patches_in, block, RMSNorm(width),
+            patch_size, width, time_shift, depth, patches_in, block, RMSNorm(width), class_tokens, class_start,
         )  # fmt: skip

@@ -1,0 +1,47 @@
+"""How many pictures each step sees, as a function of the step: a batch, doubled each time that so many have been seen.
+
+A larger batch has less noise in its gradient, as a smaller learning rate has (Smith et al. 2018, "Don't decay the learning
+rate, increase the batch size"): many small steps early, when any of them is right, and few sure ones late.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Pace:
+    """batch: pictures in the first step; doublings: pictures seen, rising, after each of which the batch is twice as large."""
+
+    batch: int
+    doublings: tuple[int, ...] = ()
+
+    @cached_property
+    def _stretches(self) -> list[tuple[int, int, int]]:
+        """Of each batch its first step, the pictures seen before that, and its size."""
+        found = [(0, 0, self.batch)]
+        for images in self.doublings:
+            step, seen, batch = found[-1]
+            steps = -(-max(images - seen, 0) // batch)
+            found.append((step + steps, seen + steps * batch, 2 * batch))
+        return found
+
+    def size(self, step: int) -> int:
+        """Pictures in step number `step`."""
+        return self._at(step)[2]
+
+    def times(self, step: int) -> int:
+        """How many times the first batch that is."""
+        return self.size(step) // self.batch
+
+    def seen(self, step: int) -> int:
+        """Pictures in all steps before step number `step`."""
+        first, seen, batch = self._at(step)
+        return seen + (step - first) * batch
+
+    def steps(self, images: int) -> int:
+        """The fewest steps that see so many pictures."""
+        first, seen, batch = [stretch for stretch in self._stretches if stretch[1] < images or stretch[0] == 0][-1]
+        return first + -(-max(images - seen, 0) // batch)
+
+    def _at(self, step: int) -> tuple[int, int, int]:
+        return next(stretch for stretch in reversed(self._stretches) if stretch[0] <= step)
