@@ -505,6 +505,36 @@ def test_who_leaps_is_a_teacher_of_half_its_steps_alone(teacher: Path, tmp_path:
         train(tmp_path, *words_of("reflow", one), name="straight")
 
 
+@pytest.mark.parametrize(
+    ("kind", "known", "strange"),
+    [
+        ("progressive", ("ddim sampler.steps=2", "euler sampler/grid=uniform sampler.steps=2"),
+         ("ddim sampler.steps=4", "onestep", "heun sampler.steps=2", "ddim sampler.steps=2 sampler.eta=1", "dpm_adaptive")),
+        ("consistency", ("onestep", "multistep", "leap", "lcm", "ddim sampler.steps=1", "heun sampler.steps=1"),
+         ("ddim sampler.steps=2", "heun sampler.steps=2", "rk45")),
+        ("mean flow", ("onestep", "leap", "heun sampler.steps=3"), ()),
+    ],
+)  # fmt: skip
+def test_a_walk_that_was_not_taught_is_said(
+    kind: str,
+    known: tuple[str, ...],
+    strange: tuple[str, ...],
+    teacher: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = train(tmp_path, *words_of(kind, teacher), "trainer.steps=1")
+    for number, words in enumerate((*known, *strange)):
+        asked = (f"ckpt={run}", "n=2", "device=cpu", f"out={tmp_path / str(number)}", *f"sampler={words}".split())
+        capsys.readouterr()
+        sample(config.check_sample(compose(*asked, primary="sample")))
+        said = capsys.readouterr().out
+        assert (" was taught one walk, and this is another: sampler=ddim sampler.steps=2 " in said) == (
+            kind == "progressive" and words in strange
+        )
+        assert (" leaps to the picture" in said) == (kind == "consistency" and words in strange), words
+
+
 def test_a_teacher_of_other_pictures_is_refused(teacher: Path, tmp_path: Path) -> None:
     for more, said in ((("dataset.size=12",), "image_size is 8 there and 12 here"), ((), "told other classes")):
         with pytest.raises(ConfigError, match=said):

@@ -101,6 +101,25 @@ def test_muon_moves_a_matrix_by_the_orthogonal_factor_of_its_gradient(layer: nn.
     assert float((layer.bias.detach() - (bias * (1 - 1e-3 * 0.5) - 1e-3)).abs().max()) < 1e-6
 
 
+def test_muon_goes_where_torchs_goes() -> None:
+    """Five steps of a kernel, which is a matrix, and of two matrices of one shape; torch's counts in bf16."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(4, 12, 3, bias=False), nn.Linear(9, 20, bias=False), nn.Linear(9, 20, bias=False))
+    matrices = [nn.Parameter(p.detach().flatten(1).clone()) for p in module.parameters()]
+    begun = [p.detach().clone() for p in matrices]
+    theirs = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    ours = muon(lr=0.02, weight_decay=0.1, momentum=0.9, apart=()).make(module)
+    for step in range(5):
+        for p, matrix in zip(module.parameters(), matrices, strict=True):
+            matrix.grad = torch.randn_like(matrix)
+            p.grad = matrix.grad.view_as(p).clone() if step or p is not module[2].weight else None  # one comes late
+            matrix.grad = None if p.grad is None else matrix.grad
+        ours.step()
+        theirs.step()
+    for p, matrix, before in zip(module.parameters(), matrices, begun, strict=True):
+        assert float((p.detach().flatten(1) - matrix.detach()).norm() / (matrix.detach() - before).norm()) < 0.02
+
+
 def test_muon_takes_matrices_alone() -> None:
     """Not the first layer, tables, vectors, rows and what is frozen: those are AdamW's or nobody's."""
     parts = {"conv_in": nn.Conv2d(3, 4, 3), "inside": nn.Conv2d(4, 4, 3), "table": nn.Embedding(5, 4), "row": nn.Linear(9, 1)}

@@ -116,6 +116,13 @@ def test_a_few_steps_in_parts(words: tuple[str, ...], tmp_path: Path) -> None:
     equal(tiny.train(tmp_path, *given, name="one"), tmp_path / "run")
 
 
+def test_muon_in_parts(tmp_path: Path) -> None:
+    """A matrix is moved as a whole, of which each process holds some rows."""
+    given = (*QUICK, "optimizer=muon", "optimizer.weight_decay=0.1", "trainer.save_every=2")
+    assert together(tmp_path, *given, FSDP) == [0, 0], said(tmp_path)
+    equal(tiny.train(tmp_path, *given, name="one"), tmp_path / "run")
+
+
 def test_it_goes_on_to_the_bit_and_so_does_one_process(sharded: Path, tmp_path: Path) -> None:
     taken_back(sharded / "run", tmp_path / "run")
     assert together(tmp_path, *WORDS, FSDP) == [0, 0], said(tmp_path)

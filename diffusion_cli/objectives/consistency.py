@@ -24,6 +24,7 @@ from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.losses import Loss, One
 from diffusion_cli.objectives.method import Lesson, Method, aside
 from diffusion_cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from diffusion_cli.samplers import Ancestral, Leap, Sampler
 from diffusion_cli.schedules import Schedule, over_pictures
 
 
@@ -53,6 +54,12 @@ class Consistency(Method):
     @property
     def place(self) -> str | None:
         return self.teacher
+
+    def strange(self, sampler: Sampler, schedule: Schedule) -> str | None:
+        anew = isinstance(sampler, Ancestral) and sampler.eta == 1 and sampler.variance == "all"
+        if anew or isinstance(sampler, Leap) or sampler.length(schedule) == 1:
+            return None
+        return "leaps to the picture, and this walk goes by small steps: sampler=onestep or multistep"
 
     def check(self, denoiser: Denoiser, loss: Loss) -> None:
         check_boundary(denoiser)

@@ -16,7 +16,8 @@ from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.guidance.auto import carried
 from diffusion_cli.losses import Loss
 from diffusion_cli.randomness import Source
-from diffusion_cli.schedules import over_pictures
+from diffusion_cli.samplers import Sampler
+from diffusion_cli.schedules import Schedule, over_pictures
 
 Pairs = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]  # numbers [B] -> x0, noise [B, C, H, W], labels [B] or None
 
@@ -79,6 +80,10 @@ class Method(ABC):
         """ValueError where who was trained by that method has no path to teach."""
         if method is not None and not method.denoises:
             raise ValueError("it leaps to the picture and no longer denoises: name the run that it began from")
+
+    def strange(self, sampler: Sampler, schedule: Schedule) -> str | None:
+        """What is to be said of a walk that such a network was never taught; None of one that it was."""
+        return None
 
     def prepared(self, teacher: Denoiser | None, taught: list[int], cache: bool, device: torch.device) -> Pairs | None:
         """What is made once, before the first step, and then Lesson.pairs. cache: kept.py may keep it."""

@@ -17,7 +17,8 @@ from torch import Tensor
 from diffusion_cli.objectives.consistency import flowed
 from diffusion_cli.objectives.method import Lesson, Method, aside
 from diffusion_cli.ranges import PositiveInt
-from diffusion_cli.schedules import over_pictures
+from diffusion_cli.samplers import Ancestral, Sampler
+from diffusion_cli.schedules import Schedule, over_pictures
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class Progressive(Method):
             half = f"choose objective.method.steps={method.steps // 2} objective.method.solver=euler"
             half = "and an odd number has no half" if method.steps % 2 else half
             raise ValueError(f"it goes in {method.steps} of DDIM's steps and in no others: {half}")
+
+    def strange(self, sampler: Sampler, schedule: Schedule) -> str | None:
+        known = isinstance(sampler, Ancestral) and sampler.eta == 0 and sampler.length(schedule) == self.steps
+        if known and torch.allclose(sampler.times(schedule), torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)):
+            return None
+        return f"was taught one walk, and this is another: sampler=ddim sampler.steps={self.steps} is the one"
 
     def loss(self, lesson: Lesson) -> Tensor:
         lesson = replace(lesson, t=torch.ceil(lesson.t * self.steps).clamp(1, self.steps) / self.steps)

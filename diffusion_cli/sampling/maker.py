@@ -16,8 +16,10 @@ from diffusion_cli.editing import Between, Edit, Start, invert
 from diffusion_cli.errors import ConfigError, StorageError
 from diffusion_cli.finding import load_denoiser
 from diffusion_cli.guidance import Guidance
+from diffusion_cli.objectives.method import Method
 from diffusion_cli.pretrained.trained import Trained
 from diffusion_cli.randomness import Source
+from diffusion_cli.runs import say
 from diffusion_cli.samplers import Sampler, State
 from diffusion_cli.sampling.beginning import Space, beginning
 from diffusion_cli.sampling.helping import second_of
@@ -127,6 +129,10 @@ def maker_of(request: Request, found: Trained, compute: Compute) -> Maker:
         check_walk(denoiser, begun.sampler, begun.edit is not None or begun.corners is not None)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if node["objective"].get("method") is not None:
+        method = build(node["objective"]["method"], Method, "objective.method", trust=settings.trust)
+        if (strange := method.strange(begun.sampler, denoiser.schedule)) is not None:
+            say(f"{found.said} {strange}")
     asked |= begun.asked
     told = replace(told, numbers=begun.classes, rows=told.rows if begun.classes == told.numbers else None)
     return Maker(
