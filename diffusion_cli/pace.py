@@ -16,7 +16,7 @@ class Pace:
     doublings: tuple[int, ...] = ()
 
     @cached_property
-    def _stretches(self) -> list[tuple[int, int, int]]:
+    def stretches(self) -> list[tuple[int, int, int]]:
         """Of each batch its first step, the pictures seen before that, and its size."""
         found = [(0, 0, self.batch)]
         for images in self.doublings:
@@ -40,8 +40,8 @@ class Pace:
 
     def steps(self, images: int) -> int:
         """The fewest steps that see so many pictures."""
-        first, seen, batch = [stretch for stretch in self._stretches if stretch[1] < images or stretch[0] == 0][-1]
+        first, seen, batch = [stretch for stretch in self.stretches if stretch[1] < images or stretch[0] == 0][-1]
         return first + -(-max(images - seen, 0) // batch)
 
     def _at(self, step: int) -> tuple[int, int, int]:
-        return next(stretch for stretch in reversed(self._stretches) if stretch[0] <= step)
+        return next(stretch for stretch in reversed(self.stretches) if stretch[0] <= step)

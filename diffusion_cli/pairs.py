@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from itertools import pairwise
 from typing import Any
 
 from diffusion_cli.distributed import misfits
+from diffusion_cli.pace import Pace
 from diffusion_cli.signatures import shown, signature, target_of
 
 STAGES = ("codec", "texts", "perceptual")  # the groups of frozen parts
@@ -39,8 +39,14 @@ def impossible(node: Mapping[str, Any]) -> list[str]:
             f"trainer.batch is {trainer['batch']} and trainer.accumulate {trainer['accumulate']}: the batch must be a multiple"
         )
     doublings = trainer["batch_doublings"]
-    if any(later <= before for before, later in pairwise(doublings)):
-        wrong.append(f"trainer.batch_doublings is {shown(doublings)}: each must be more pictures than the one before")
+    stretches = Pace(trainer["batch"], tuple(doublings)).stretches
+    for images, (step, seen, _), (later, _, _) in zip(doublings, stretches, stretches[1:]):
+        if later <= step:
+            wrong.append(
+                f"trainer.batch_doublings is {shown(doublings)}: {images} comes too soon, {seen} pictures have been seen when "
+                "the doubling before it takes effect, and at least one step of every batch is made"
+            )
+            break
     wrong += misfits(node)
     needs_signal = (
         "diffusion_cli.predictions._NeedsSignal" in target_of(node["prediction"], "prediction", node["trust"]).lineage

@@ -83,7 +83,7 @@ MALFORMED: list[tuple[str, str, str]] = [  # command, its words separated by spa
     (T, "seed=1e400", "seed is inf"),
     # contradictions
     (T, "trainer.steps=null", "the run has no end"),
-    (T, "trainer.batch_doublings=[9,9]", "trainer.batch_doublings is [9, 9]: each must be more pictures"),
+    (T, "trainer.batch_doublings=[9,9]", "trainer.batch_doublings is [9, 9]: 9 comes too soon, 128 pictures have been seen"),
     (T, "trainer.batch=10 trainer.accumulate=3", "trainer.batch is 10 and trainer.accumulate 3"),
     (T, "prediction=eps", "prediction=eps is impossible"),
     (T, "prediction=score schedule=zero_snr", "prediction=score is impossible"),
