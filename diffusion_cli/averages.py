@@ -62,8 +62,7 @@ def weights_of(found: Trained, weights: str | float, quiet: bool = False) -> dic
     kept = [path for path in checkpoint.folders(found.run / FOLDER) if int(path.name.removeprefix("step_")) < found.step]
     snapshots = [found, *(checkpoint.load(path) for path in kept)]
     of = [(one, group) for one in snapshots for group in lengths]
-    trainer = found.config["config"]["trainer"]  # one of an older program had no doublings
-    pace = Pace(trainer["batch"], tuple(trainer.get("batch_doublings", ())))
+    pace = Pace.of(found.config["config"]["trainer"])
     known, seen = [(pace.seen(one.step), lengths[group]) for one, group in of], pace.seen(found.step)
     x, far = combination(known, seen, weights)
     if far > FAR:

@@ -4,8 +4,10 @@ A larger batch has less noise in its gradient, as a smaller learning rate has (S
 rate, increase the batch size"): many small steps early, when any of them is right, and few sure ones late.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,11 @@ class Pace:
 
     batch: int
     doublings: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, trainer: Mapping[str, Any]) -> "Pace":
+        """Of the settings of a training. Those of an older program know no doublings."""
+        return cls(trainer["batch"], tuple(trainer.get("batch_doublings", ())))
 
     @cached_property
     def stretches(self) -> list[tuple[int, int, int]]:

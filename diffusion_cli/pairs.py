@@ -38,13 +38,12 @@ def impossible(node: Mapping[str, Any]) -> list[str]:
         wrong.append(
             f"trainer.batch is {trainer['batch']} and trainer.accumulate {trainer['accumulate']}: the batch must be a multiple"
         )
-    doublings = trainer["batch_doublings"]
-    stretches = Pace(trainer["batch"], tuple(doublings)).stretches
-    for images, (step, seen, _), (later, _, _) in zip(doublings, stretches, stretches[1:]):
+    pace = Pace.of(trainer)
+    for images, (step, seen, _), (later, _, _) in zip(pace.doublings, pace.stretches, pace.stretches[1:]):
         if later <= step:
             wrong.append(
-                f"trainer.batch_doublings is {shown(doublings)}: {images} comes too soon, {seen} pictures have been seen when "
-                "the doubling before it takes effect, and at least one step of every batch is made"
+                f"trainer.batch_doublings is {shown(trainer['batch_doublings'])}: {images} comes too soon, {seen} pictures "
+                "have been seen when the doubling before it takes effect, and at least one step of every batch is made"
             )
             break
     wrong += misfits(node)

@@ -79,7 +79,7 @@ class Pulse:
                 store.set(f"at/{me.rank}", str(_collectives()))
                 self.heard = store.add(f"pulse/{self.after}", 0)
                 self.rounds += 1
-                if store.check(["end"]):
+                if store.check(["end"]) and not self.over.is_set():  # over: the word may be of this process, which tells more
                     end = json.loads(store.get("end"))
                     self.end(end["code"], end["said"], silent=True, hangs=end["hangs"])
         except RuntimeError:  # the store is the first one's

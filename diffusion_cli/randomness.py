@@ -93,8 +93,10 @@ def visited(seed: int, first: int, count: int, size: int) -> Tensor:
 
     Its place is all that a resumed run needs to know. A batch may cross from one epoch into the next.
     """
-    parts, last = [], first + count
-    for epoch in range(first // size, (last - 1) // size + 1):
-        start = epoch * size  # place of this epoch's first picture in the sequence
-        parts.append(permutation(seed, epoch, size)[max(first - start, 0) : last - start])
-    return torch.cat(parts)
+    found, filled = torch.empty(count, dtype=torch.int64), 0  # first of all, so that what no memory holds is refused at once
+    while filled < count:
+        epoch, start = divmod(first + filled, size)
+        part = permutation(seed, epoch, size)[start : start + count - filled]
+        found[filled : filled + len(part)] = part
+        filled += len(part)
+    return found

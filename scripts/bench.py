@@ -340,9 +340,7 @@ def hardware(compute: Any) -> dict[str, Any]:
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer and shorter samples, without the default run: about two minutes"
-    )
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter samples, no default run: about two minutes")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the figures there as well")
     parser.add_argument("--only", default="", metavar="TEXT", help="start-up, digits, or a model: leave out the rest")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
@@ -353,9 +351,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--convolutions", default="auto", choices=("auto", "torch", "winograd"), help="of our network (auto: winograd on a CPU)"
     )
-    parser.add_argument(
-        "--compile-peer", action="store_true", help="compile diffusers' network as well, which its script does not"
-    )
+    parser.add_argument("--compile-peer", action="store_true", help="compile diffusers' network too, which its script does not")
     options = parser.parse_args(words)
     if options.out is not None and not options.out.parent.is_dir():
         parser.error(f"--out {options.out}: there is no folder {options.out.parent}")
@@ -391,7 +387,8 @@ def main() -> None:
         "hardware": hardware(compute),
         "results": rows,
     }
-    print("\n".join(f"{key}: {value}" for key, value in [*found["hardware"].items(), *list(found.items())[:2]]))
+    facts = {**found["hardware"], "date": found["date"], "command": found["command"]}
+    print("\n".join(f"{key}: {value}" for key, value in facts.items()))
     print("", table(rows), "", *verdicts(rows), sep="\n")
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

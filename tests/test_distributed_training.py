@@ -22,8 +22,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffusion_cli import collectives, stall, storage
+from diffusion_cli.distributed import Process
 from diffusion_cli.errors import UserError
 from diffusion_cli.objectives import Denoising
+from diffusion_cli.pulse import Pulse
 from diffusion_cli.trainer import Trainer
 
 TRAIN = str(Path(sys.executable).parent / "diffusion-train")
@@ -333,6 +335,28 @@ def test_who_fails_says_so_for_all(tmp_path: Path) -> None:
     assert together(tmp_path, *QUICK, at=at_step(2, 1, fails)) == [1, 1]
     assert "ValueError: a bug\nrank 1 of 2, step 2" in said(tmp_path)
     assert "rank 1 of 2, step 2: a bug" in json.loads((tmp_path / "run" / "status.json").read_text())["reason"]
+
+
+def test_the_own_word_does_not_end_who_still_tells_more() -> None:
+    """The thread that looks whether another has ended finds this process's word, spoken since it began to look."""
+    ended = list[int]()
+
+    class Store(dist.HashStore):
+        def clone(self) -> "Store":
+            return self
+
+        def check(self, keys: list[str]) -> bool:  # the word comes in its midst
+            pulse.over.set()
+            pulse.word(0, 1, "a bug")
+            return super().check(keys)
+
+    def end(code: int, said: str, silent: bool, pid: int | None = None, hangs: bool = False) -> None:
+        ended.append(code)
+
+    pulse = Pulse(Process(0, 2, 0), Store(), 100.0, str, end)
+    assert pulse.over.wait(100)
+    pulse.stop()
+    assert json.loads(pulse.store.get("end"))["said"] == "a bug" and not ended
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
