@@ -139,8 +139,7 @@ def test_the_signature_is_a_schema_that_is_read_without_torch(option):
 
 
 @every_option
-@pytest.mark.parametrize("pictures", PICTURES)
-@pytest.mark.parametrize("classes", [0, NULL])
+@pytest.mark.parametrize(("pictures", "classes"), [("mnist", 0), ("cifar10", NULL), ("digits", NULL)])
 def test_forward_and_backward_reach_everything(option, pictures, classes):
     channels, size = PICTURES[pictures]
     try:

@@ -6,7 +6,7 @@ programs number for number.
 
 import math
 from dataclasses import replace
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import pytest
 import torch
@@ -76,8 +76,7 @@ ORDER = {Heun: 2, HalfWay: 2, NoisyHalfWay: 2, SingleStep: 2, Multistep: 2, PNDM
 every_rule = pytest.mark.parametrize("kind", [kind for kind in concrete(Sampler) if ORDER.get(kind, 1)], ids=name)
 
 
-@pytest.mark.parametrize("data", [Gaussian(), Mixture()], ids=name)
-@pytest.mark.parametrize("schedule", FAMILIES, ids=name)
+@pytest.mark.parametrize(("schedule", "data"), list(zip(FAMILIES, cycle([Mixture(), Gaussian()]))), ids=name)
 @every_rule
 def test_order_of_convergence(kind, schedule, data):
     grid = Karras(sigma_min=0.02, sigma_max=50.0, rho=3.0)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from closed_form import FAMILIES, Gaussian, Mixture, close, distance_from_uniform, f64, name, pictures
+from closed_form import FAMILIES, LINES, Gaussian, Mixture, close, distance_from_uniform, f64, name, pictures
 from walks import fresh, make, no_noise, order_of, preset, walk_error
 
 from diffusion_cli.denoiser import Condition
@@ -58,7 +58,7 @@ RULES = {
 }
 
 
-@every_family
+@pytest.mark.parametrize("schedule", LINES, ids=name)
 @pytest.mark.parametrize("rule", RULES)
 def test_order_of_convergence(rule, schedule):
     kind, options, order = RULES[rule]
