@@ -83,7 +83,6 @@ def all_grids() -> list[samplers.Grid]:
 SCHEDULES = all_schedules()
 GRIDS = all_grids()
 FAMILIES = [Betas(), Betas("cosine"), VP(), EDM(), Flow(), VE()]  # one of each kind, for the slower tests
-LINES = [VP(), EDM(), Flow()]  # one of each geometry, for the slowest
 assert Mix() in SCHEDULES and Betas() in SCHEDULES
 
 

@@ -6,11 +6,13 @@ Then the numbers that papers and tutorials state, and agreement with diffusers' 
 import inspect
 import re
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from often import some
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -139,7 +141,9 @@ def test_the_signature_is_a_schema_that_is_read_without_torch(option):
 
 
 @every_option
-@pytest.mark.parametrize(("pictures", "classes"), [("mnist", 0), ("cifar10", NULL), ("digits", NULL)])
+@pytest.mark.parametrize(
+    ("pictures", "classes"), some(list(product(PICTURES, [0, NULL])), [("mnist", 0), ("cifar10", NULL), ("digits", NULL)])
+)
 def test_forward_and_backward_reach_everything(option, pictures, classes):
     channels, size = PICTURES[pictures]
     try:

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from closed_form import FAMILIES, LINES, Gaussian, Mixture, close, distance_from_uniform, f64, name, pictures
-from walks import DATA, PRESETS, fresh, law, make, no_noise, order_of, preset, walk_error
+from closed_form import FAMILIES, Gaussian, Mixture, close, distance_from_uniform, f64, name, pictures
+from walks import DATA, LINES, PRESETS, fresh, law, make, no_noise, order_of, preset, walk_error
 
 from diffusion_cli.samplers import PNDM, Exponential, Grid, Karras, LogSNR, Multistep, Own, Trailing, Uniform, last
 from diffusion_cli.samplers.frames import point_at, points

@@ -6,7 +6,7 @@ programs number for number.
 
 import math
 from dataclasses import replace
-from itertools import cycle, pairwise
+from itertools import cycle, pairwise, product
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from closed_form import (
     name,
     pictures,
 )
+from often import some
 from walks import PRESETS, fresh, law, make, no_noise, order_of, preset, walk_error
 
 from diffusion_cli.samplers import (
@@ -76,7 +77,10 @@ ORDER = {Heun: 2, HalfWay: 2, NoisyHalfWay: 2, SingleStep: 2, Multistep: 2, PNDM
 every_rule = pytest.mark.parametrize("kind", [kind for kind in concrete(Sampler) if ORDER.get(kind, 1)], ids=name)
 
 
-@pytest.mark.parametrize(("schedule", "data"), list(zip(FAMILIES, cycle([Mixture(), Gaussian()]))), ids=name)
+LAWS = [Mixture(), Gaussian()]
+
+
+@pytest.mark.parametrize(("schedule", "data"), some(list(product(FAMILIES, LAWS)), list(zip(FAMILIES, cycle(LAWS)))), ids=name)
 @every_rule
 def test_order_of_convergence(kind, schedule, data):
     grid = Karras(sigma_min=0.02, sigma_max=50.0, rho=3.0)

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from closed_form import FAMILIES, LINES, Gaussian, Mixture, close, distance_from_uniform, f64, name, pictures
-from walks import fresh, make, no_noise, order_of, preset, walk_error
+from closed_form import FAMILIES, Gaussian, Mixture, close, distance_from_uniform, f64, name, pictures
+from walks import LINES, fresh, make, no_noise, order_of, preset, walk_error
 
 from diffusion_cli.denoiser import Condition
 from diffusion_cli.errors import NumericError

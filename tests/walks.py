@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from closed_form import Gaussian, Mixture, close
+from closed_form import FAMILIES, Gaussian, Mixture, close
+from often import some
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -15,9 +16,10 @@ from diffusion_cli.build import build
 from diffusion_cli.config import CONFIGS
 from diffusion_cli.randomness import Source
 from diffusion_cli.samplers import Grid, Own, Sampler, last
-from diffusion_cli.schedules import VP, Schedule
+from diffusion_cli.schedules import EDM, VP, Flow, Schedule
 
 DATA = Mixture()
+LINES = some(FAMILIES, [VP(), EDM(), Flow()])  # one of each geometry by default, for the slowest tests
 
 
 def make(kind: type[Sampler] | str, steps: int, grid: Grid | None = None, clip: bool = False, **rest) -> Sampler:
